@@ -1,0 +1,1 @@
+"""Lockstep: one stack that trains reinforcement-learning models and serves them."""

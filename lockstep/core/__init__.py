@@ -1,0 +1,1 @@
+"""Data and errors that every room speaks. Imports nothing else of Lockstep."""

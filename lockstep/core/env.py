@@ -1,0 +1,21 @@
+"""The only reader of `os.environ`: paths, logging and debugging, never behaviour."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def runs_root() -> Path:
+    """Folder that holds run directories: `LOCKSTEP_RUNS`, else `runs/` under the working directory."""
+    return Path(os.environ.get("LOCKSTEP_RUNS", "runs"))
+
+
+def debug_naive() -> bool:
+    """True if `LOCKSTEP_DEBUG_NAIVE=1`: every op takes its naive implementation, to tell a kernel bug from a model bug."""
+    return os.environ.get("LOCKSTEP_DEBUG_NAIVE", "") == "1"
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """Copy of the environment for a child process, with `extra` set."""
+    return {**os.environ, **extra}

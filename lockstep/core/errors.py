@@ -1,0 +1,64 @@
+"""The error tree. Every message says what was wrong, what was got, what was expected and how to fix it.
+
+LockstepError
+  ConfigError         a wish that cannot be met: unknown key, value out of range, combination that makes no sense
+  InputError          data handed in at run time: wrong shape, dtype, NaN; `field` names the offending part
+  EnvError            an environment broke its contract or could not be made
+  CheckpointError     a file of ours is missing, truncated or does not match
+  MissingExtraError   an optional part is not installed; names the extra
+  DeadlineError       a wait passed its deadline; names the owner and what to do
+  ServingError        the server refused a request for a reason that is not the request's content
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LockstepError(Exception):
+    """Root of every error that Lockstep raises on purpose."""
+
+
+class ConfigError(LockstepError, ValueError):
+    """A configuration that cannot be run."""
+
+
+class InputError(LockstepError, ValueError):
+    """Data of the wrong shape, dtype or value. `field` names the part that is wrong."""
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class EnvError(LockstepError, RuntimeError):
+    """An environment could not be made or broke the Gymnasium contract."""
+
+
+class CheckpointError(LockstepError, RuntimeError):
+    """A checkpoint, policy folder or run directory is missing, damaged or does not match."""
+
+
+class MissingExtraError(LockstepError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class DeadlineError(LockstepError, TimeoutError):
+    """A wait passed its deadline."""
+
+
+class ServingError(LockstepError, RuntimeError):
+    """The server cannot take the request now (overload, shutdown)."""
+
+
+def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
+    """Message for an unknown name, with the nearest known one as a suggestion.
+
+    >>> unknown_name("recipe", "ppo-cartpol", ["ppo-cartpole", "dqn-cartpole"])
+    "unknown recipe 'ppo-cartpol'; did you mean 'ppo-cartpole'? Known: dqn-cartpole, ppo-cartpole"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"unknown {what} {got!r}{hint} Known: {', '.join(names)}"
