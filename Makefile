@@ -1,0 +1,49 @@
+# Two commands for a stranger (quickstart, test), one for a contributor (check). Each is complete on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-slow check format clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: a resolver that met it through a dependency could choose a build with gigabytes of CUDA.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) torch==2.13.0 numpy setuptools wheel
+	@touch $@
+
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
+
+$(VENV)/.base: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[serve,plot]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.base
+	$(BIN)/lockstep quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --timeout=900
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy lockstep
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/contracts
+	$(BIN)/python -m pytest -m "not slow"
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info lockstep/kernels/_native/*.so
