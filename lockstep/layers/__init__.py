@@ -1,0 +1,1 @@
+"""Single-device modules built on the exact kernels."""
