@@ -1,0 +1,124 @@
+"""`make_env`: from an `EnvConfig` to a `Stepper`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from lockstep.core.errors import ConfigError
+from lockstep.envs.control.config import EnvConfig
+from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, episode_seed, find_mask
+from lockstep.envs.control.restore import ArrayRestore, CartPoleArrays, ReplayRestore
+from lockstep.envs.control.serial import SerialVectorEnv
+from lockstep.envs.control.single import make_single
+from lockstep.envs.control.stepper import Stepper
+
+MODES = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+
+
+def make_env(config: EnvConfig, *, seed: int) -> Stepper:
+    """Build `config.num_envs` copies and reset them under `seed`.
+
+    An episode of a non-native vectoriser is a function of (seed, environment index, episode number, actions).
+
+    Args:
+        config: what to build.
+        seed: base seed, at least 0.
+
+    Returns:
+        A `Stepper` whose `obs` is the first observation; `reset` again if you want another seed.
+
+    Raises:
+        EnvError: unknown id, broken environment, unsupported spaces.
+        MissingExtraError: the environment's package is not installed.
+        ConfigError: a vectoriser that this environment does not have.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must be 0 or more")
+    vectoriser, why = resolve_vectoriser(config)
+    stepper = BUILDERS[vectoriser](config)
+    stepper.about |= {"id": config.id, "vectoriser": vectoriser, "why": why, "autoreset_asked": config.autoreset}
+    stepper.reset(seed)
+    return stepper
+
+
+def resolve_vectoriser(config: EnvConfig) -> tuple[str, str]:
+    """(vectoriser, why). "auto" follows a fixed rule and measures nothing, so that a run can be repeated.
+
+    Raises:
+        ConfigError: the one asked for does not exist for this environment.
+    """
+    native = find_native(config)
+    if config.vectoriser == "native" and native is None:
+        raise ConfigError(
+            f"vectoriser='native': {config.id} with these settings has no native vector environment; "
+            f"use 'sync', 'async' or 'auto'. Native: {', '.join(sorted(NATIVE))}"
+        )
+    if config.vectoriser != "auto":
+        return config.vectoriser, "asked for"
+    if native is not None:
+        return "native", "the environment has its own batched code"
+    return "sync", "no native code; worker processes cost more than they save on cheap environments"
+
+
+def find_native(config: EnvConfig) -> Callable[[EnvConfig], Stepper] | None:
+    """Builder of the environment's native vector form under these settings, None if there is none."""
+    return NATIVE.get(config.id)
+
+
+def _sync(config: EnvConfig) -> Stepper:
+    env = SerialVectorEnv(_makers(config), MODES[config.autoreset])
+    return Stepper(env, mode=env.mode, restorer=ReplayRestore(env), clip_reward=config.clip_reward)
+
+
+def _makers(config: EnvConfig) -> list[Callable[[], SeededEpisodes]]:
+    mask = _probe_mask(config)
+    return [partial(_make_seeded, config, i, mask) for i in range(config.num_envs)]
+
+
+def _make_seeded(config: EnvConfig, index: int, mask: MaskSource | None) -> SeededEpisodes:
+    return SeededEpisodes(make_single(config), index, mask)
+
+
+def _probe_mask(config: EnvConfig) -> MaskSource | None:
+    """Masks outside the observation show only after a reset, and only discrete actions have them."""
+    env = make_single(config)
+    try:
+        if isinstance(env.action_space, gym.spaces.Box):
+            return None
+        _, info = env.reset(seed=episode_seed(0, 0, 0))
+        return find_mask(env, info)
+    finally:
+        env.close()
+
+
+def _native(config: EnvConfig) -> Stepper:
+    build = find_native(config)
+    assert build is not None
+    return build(config)
+
+
+def _cartpole(config: EnvConfig) -> Stepper:
+    limit = config.time_limit or gym.spec(config.id).max_episode_steps
+    env: Any = gym.make_vec(
+        config.id,
+        num_envs=config.num_envs,
+        vectorization_mode="vector_entry_point",
+        max_episode_steps=limit,
+        **config.kwargs,
+    )
+    return Stepper(
+        env, mode=AutoresetMode.NEXT_STEP, restorer=ArrayRestore(CartPoleArrays(env)), clip_reward=config.clip_reward
+    )
+
+
+BUILDERS: dict[str, Callable[[EnvConfig], Stepper]] = {"sync": _sync, "native": _native}
+NATIVE: dict[str, Callable[[EnvConfig], Stepper]] = {"CartPole-v0": _cartpole, "CartPole-v1": _cartpole}

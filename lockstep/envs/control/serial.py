@@ -1,0 +1,110 @@
+"""A lean serial vector environment.
+
+Gymnasium's `SyncVectorEnv` merges every info key of every environment on every step and copies observations through
+generic containers. This one does what the loop needs: it writes each observation into its row, keeps final
+observations, and hands over no other info. `lockstep doctor` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from lockstep.envs.control.episodes import Replay, SeededEpisodes
+from lockstep.envs.control.spaces import canonical_dtype
+
+
+class SerialVectorEnv(gym.vector.VectorEnv):
+    """Steps `SeededEpisodes` environments one after the other; Gymnasium's vector API in any autoreset mode.
+
+    Observations are fresh arrays (float32 for float64 ones). Infos hold `final_obs` (SAME_STEP) and nothing else.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], SeededEpisodes]], mode: AutoresetMode) -> None:
+        self.envs = [make() for make in makers]
+        self.num_envs = len(self.envs)
+        self.mode = mode
+        self.metadata = {**self.envs[0].metadata, "autoreset_mode": mode}
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        space = self.single_observation_space
+        leaves = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
+        self._leaves = {
+            key: ((self.num_envs, *leaf.shape), canonical_dtype(leaf.dtype)) for key, leaf in leaves.items()
+        }
+        self._is_dict = isinstance(space, gym.spaces.Dict)
+        self._as_scalars = isinstance(self.single_action_space, gym.spaces.Discrete)
+        # The wrapper adds nothing to a step of a plain observation, so the loop calls past it.
+        self._steps = [env.env.step if env.is_plain else env.step for env in self.envs]
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._last: list[Any] = [None] * self.num_envs
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those of `options["reset_mask"]`. `seed` is the base seed of all of them."""
+        base = seed[0] if isinstance(seed, list) else seed
+        mask = (options or {}).get("reset_mask")
+        for i, env in enumerate(self.envs):
+            if mask is None or mask[i]:
+                self._last[i] = env.reset(seed=base)[0]
+                self._ended[i] = False
+        return self._stack(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step of every environment, in order."""
+        n = self.num_envs
+        rewards, ended = [0.0] * n, self._ended
+        terminated, truncated = [False] * n, [False] * n
+        last, final_obs = self._last, None
+        same_step, next_step = self.mode is AutoresetMode.SAME_STEP, self.mode is AutoresetMode.NEXT_STEP
+        for i, action in enumerate(actions.tolist() if self._as_scalars else actions):
+            if next_step and ended[i]:
+                last[i] = self.envs[i].reset()[0]
+                ended[i] = False
+                continue
+            obs, rewards[i], terminated[i], truncated[i], _ = self._steps[i](action)
+            if terminated[i] or truncated[i]:
+                if same_step:
+                    if final_obs is None:
+                        final_obs = np.full(n, None, dtype=object)
+                    final_obs[i] = obs
+                    obs = self.envs[i].reset()[0]
+                else:
+                    ended[i] = True
+            last[i] = obs
+        infos = {} if final_obs is None else {"final_obs": final_obs}
+        rewards_N = np.array(rewards, dtype=np.float64)
+        return self._stack(), rewards_N, np.array(terminated, np.bool_), np.array(truncated, np.bool_), infos
+
+    def restore(self, base_seed: int, plans: list[Replay]) -> tuple[Any, np.ndarray]:
+        """Replay every environment's plan; (observations, whether each replay ended where it should) follow."""
+        faithful_N = np.zeros(self.num_envs, dtype=np.bool_)
+        for i, env in enumerate(self.envs):
+            self._last[i], faithful_N[i] = env.restore(base_seed, plans, False)
+            self._ended[i] = plans[i].is_pending
+        return self._stack(), faithful_N
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+    def _stack(self) -> Any:
+        out = {key: np.empty(shape, dtype) for key, (shape, dtype) in self._leaves.items()}
+        if self._is_dict:
+            for key, array in out.items():
+                for i, obs in enumerate(self._last):
+                    array[i] = obs[key]
+            return out
+        array = out[""]
+        for i, obs in enumerate(self._last):
+            array[i] = obs
+        return array
