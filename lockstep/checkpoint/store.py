@@ -103,9 +103,7 @@ class Checkpointer:
             text = json.dumps(tree, allow_nan=False).encode()
             _write_synced(scratch / STATE, text)
             finite = score if score is not None and math.isfinite(score) else None
-            manifest = Manifest(
-                FORMAT_VERSION, step, finite, tensors_bytes, tensors_crc32, len(text), zlib.crc32(text)
-            )
+            manifest = Manifest(FORMAT_VERSION, step, finite, tensors_bytes, tensors_crc32, len(text), zlib.crc32(text))
             _write_synced(scratch / MANIFEST, _manifest_text(manifest))
             _sync_folder(scratch)
             if target.exists():
@@ -241,7 +239,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: malformed ({error!r}): the content is damaged") from error
     matched = _FOLDER.match(folder.name)
     if matched and int(matched[1]) != manifest.step:
-        raise CheckpointError(f"{path}: is of step {manifest.step}, the folder says {int(matched[1])}: renamed by hand?")
+        raise CheckpointError(
+            f"{path}: is of step {manifest.step}, the folder says {int(matched[1])}: renamed by hand?"
+        )
     return manifest
 
 
