@@ -1,0 +1,1 @@
+"""Learning: collect -> score -> advantage -> learn -> publish."""

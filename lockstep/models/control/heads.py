@@ -17,6 +17,11 @@ MASKED_LOGIT = -1e8
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
+def masked(params: Tensor, mask: Tensor | None) -> Tensor:
+    """Where `mask` is false the choice gets a logit (or value) that no float32 softmax or argmax can see."""
+    return params if mask is None else torch.where(mask, params, torch.full_like(params, MASKED_LOGIT))
+
+
 class Categorical(nn.Module):
     """One choice among `n`, logits [M, n]. Action int64 [M]."""
 
@@ -27,19 +32,15 @@ class Categorical(nn.Module):
         self.num_noise = n
         self.noise: Literal["uniform", "normal", "none"] = "uniform"
 
-    def mask(self, params: Tensor, mask: Tensor) -> Tensor:
-        """Masked choices get a logit that no float32 softmax can see."""
-        return torch.where(mask, params, torch.full_like(params, MASKED_LOGIT))
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return kernels.categorical_sample(masked(params, mask), noise)
 
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.categorical_sample(params, noise)
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return kernels.categorical_mode(masked(params, mask))
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.categorical_mode(params)
-
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(logprob [M], entropy [M]), differentiable."""
-        return kernels.categorical_evaluate(params, action)
+        return kernels.categorical_evaluate(masked(params, mask), action)
 
 
 class MultiCategorical(nn.Module):
@@ -52,18 +53,15 @@ class MultiCategorical(nn.Module):
         self.num_noise = sum(nvec)
         self.noise: Literal["uniform", "normal", "none"] = "uniform"
 
-    def mask(self, params: Tensor, mask: Tensor) -> Tensor:
-        return torch.where(mask, params, torch.full_like(params, MASKED_LOGIT))
-
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        blocks = zip(params.split(self.nvec, 1), noise.split(self.nvec, 1), strict=True)
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        blocks = zip(masked(params, mask).split(self.nvec, 1), noise.split(self.nvec, 1), strict=True)
         return _join([kernels.categorical_sample(p.contiguous(), u.contiguous()) for p, u in blocks])
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        return _join([kernels.categorical_mode(p.contiguous()) for p in params.split(self.nvec, 1)])
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _join([kernels.categorical_mode(p.contiguous()) for p in masked(params, mask).split(self.nvec, 1)])
 
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        blocks = enumerate(params.split(self.nvec, 1))
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        blocks = enumerate(masked(params, mask).split(self.nvec, 1))
         pairs = [kernels.categorical_evaluate(p.contiguous(), action[:, i].contiguous()) for i, p in blocks]
         logprob, entropy = pairs[0]
         for other_logprob, other_entropy in pairs[1:]:
@@ -88,13 +86,13 @@ class Gaussian(nn.Module):
         self.noise: Literal["uniform", "normal", "none"] = "normal"
         self.log_std = nn.Parameter(torch.full((size,), log_std_init))
 
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return kernels.gaussian_sample(params, self.log_std, noise)
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return params, kernels.gaussian_evaluate(params, self.log_std, params)[0]
 
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return kernels.gaussian_evaluate(params, self.log_std, action)
 
 
@@ -112,16 +110,16 @@ class SquashedGaussian(nn.Module):
         mean, log_std = params.split(self.size, dim=-1)
         return mean.contiguous(), log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reparameterised: differentiable in the parameters."""
         mean, log_std = self.split(params)
         return kernels.squashed_gaussian_sample(mean, log_std.contiguous(), noise)
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = self.split(params)
         return kernels.squashed_gaussian_sample(mean, log_std.contiguous(), torch.zeros_like(mean))
 
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probability of given actions in (-1, 1); the entropy has no closed form, −logprob stands for it."""
         mean, log_std = self.split(params)
         clipped = action.clamp(-1 + 1e-6, 1 - 1e-6)
@@ -140,13 +138,13 @@ class Deterministic(nn.Module):
         self.num_noise = 0
         self.noise: Literal["uniform", "normal", "none"] = "none"
 
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.mode(params)
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return params, torch.zeros(params.shape[0])
 
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return torch.zeros(params.shape[0]), torch.zeros(params.shape[0])
 
 
@@ -193,19 +191,13 @@ class QValues(nn.Module):
             return (torch.softmax(atoms, dim=2) * self.support_Z).sum(2)
         return atoms.mean(2)
 
-    def mask(self, params: Tensor, mask: Tensor) -> Tensor:
-        """Masked actions cannot be greedy. Only for plain values; others are masked by `masked_values`."""
-        if not self.is_plain:
-            raise NotImplementedError("action masks with dueling or distributional values are applied to the values")
-        return torch.where(mask, params, torch.full_like(params, MASKED_LOGIT))
+    def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.mode(params, mask)
 
-    def sample(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mode(params)
+    def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return masked(self.values(params), mask).argmax(1), torch.zeros(params.shape[0])
 
-    def mode(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self.values(params).argmax(1), torch.zeros(params.shape[0])
-
-    def evaluate(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return torch.zeros(params.shape[0]), torch.zeros(params.shape[0])
 
 

@@ -1,0 +1,242 @@
+"""Proximal policy optimisation (Schulman et al. 2017) with generalised advantage estimation (Schulman et al. 2016).
+
+Discrete, multi-discrete and continuous actions, action masks, images, dictionaries and recurrent policies.
+
+Legend: T steps, N environments, B minibatch rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lockstep import kernels
+from lockstep.core.errors import ConfigError
+from lockstep.core.spaces import BoxSpace, Space
+from lockstep.core.tree import tree_map
+from lockstep.envs.control.config import EnvConfig
+from lockstep.envs.control.make import make_env
+from lockstep.models.control.actor import Actor
+from lockstep.models.control.policy import Policy
+from lockstep.models.control.spec import NetworkConfig, PolicySpec
+from lockstep.rl.losses import ppo_loss
+from lockstep.rl.optimiser import make_optimiser
+from lockstep.rl.permutation import minibatches
+from lockstep.rl.rollout import Collector, RewardScaler, Rollout
+from lockstep.rl.schedules import linear
+from lockstep.rl.session import Result, RunConfig, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Proximal policy optimisation."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Environment and number of copies."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Policy network."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Length, seed, evaluation, checkpoints."""
+    num_steps: int = 32
+    """Steps of each environment per update."""
+    num_epochs: int = 20
+    """Passes over each rollout."""
+    minibatch_size: int = 256
+    """Transitions per gradient step (recurrent: rounded to whole environments)."""
+    learning_rate: float = 1e-3
+    """Adam step size at the start."""
+    learning_rate_end: float | None = None
+    """Adam step size at the end, reached linearly (None: constant)."""
+    adam_eps: float = 1e-5
+    """Adam epsilon."""
+    gamma: float = 0.99
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """GAE decay."""
+    clip: float = 0.2
+    """Ratio clip at the start."""
+    clip_end: float | None = None
+    """Ratio clip at the end, reached linearly (None: constant)."""
+    value_clip: float | None = None
+    """Clip of the value's change (None: none)."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus at the start."""
+    entropy_coef_end: float | None = None
+    """Weight of the entropy bonus at the end, reached linearly (None: constant)."""
+    max_grad_norm: float = 0.5
+    """Clip of the gradient's global norm."""
+    normalise_advantage: bool = True
+    """Per minibatch: zero mean, unit deviation."""
+    target_kl: float | None = None
+    """Stop the epochs of an update once the mean KL of a minibatch exceeds 1.5 of this (None: never)."""
+    normalise_obs: bool = False
+    """Running normalisation of observations, part of the policy."""
+    normalise_reward: bool = False
+    """Scale rewards by the deviation of the discounted return (training only)."""
+    frame_stack: int = 1
+    """Frames joined by the policy."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of continuous actions."""
+
+    def policy_spec(self, obs_space: Space, action_space: Space) -> PolicySpec:
+        """The policy that this configuration trains on those spaces."""
+        return PolicySpec(
+            obs_space=obs_space,
+            action_space=action_space,
+            head="gaussian" if isinstance(action_space, BoxSpace) else "categorical",
+            network=self.network,
+            normalise_obs=self.normalise_obs,
+            frame_stack=self.frame_stack,
+            log_std_init=self.log_std_init,
+        )
+
+
+def train(config: PPOConfig, session: Session) -> Result:
+    """Collect T steps of N environments, then pass over them `num_epochs` times in minibatches; repeat."""
+    _check(config)
+    kernels.set_num_threads(config.run.threads)
+    env = make_env(config.env, seed=session.seed)
+    policy = Policy(config.policy_spec(env.obs_space, env.action_space), seed=session.seed)
+    actor = Actor(policy, env.num_envs, seed=session.seed)
+    optimiser = make_optimiser(policy, config.learning_rate, eps=config.adam_eps)
+    scaler = RewardScaler(env.num_envs, config.gamma)
+    rollout = Rollout(config.num_steps, env.num_envs)
+    collector = Collector(env, actor, keep_obs=config.normalise_obs)
+    collector.begin(session.seed)
+    session.begin(policy, {"collector": collector, "optimiser": optimiser, "scaler": scaler})
+    while session.running:
+        optimiser.lr = _schedule(config.learning_rate, config.learning_rate_end, session)
+        clip = _schedule(config.clip, config.clip_end, session)
+        entropy_coef = _schedule(config.entropy_coef, config.entropy_coef_end, session)
+        episodes = collector.collect(rollout)
+        reward = scaler(rollout) if config.normalise_reward else rollout.reward
+        advantage = kernels.gae(
+            reward,
+            rollout.value,
+            rollout.next_value,
+            rollout.terminated,
+            rollout.ended,
+            rollout.valid,
+            config.gamma,
+            config.gae_lambda,
+        )
+        batches = _sequences if policy.is_recurrent else _rows
+        metrics: dict[str, Tensor] = {}
+        for batch in batches(config, policy, rollout, advantage, session):
+            loss, metrics = ppo_loss(
+                *batch.outputs(),
+                old_logprob_B=batch.logprob,
+                advantage_B=_normalised(batch.advantage, batch.mask) if config.normalise_advantage else batch.advantage,
+                return_B=batch.advantage + batch.value,
+                old_value_B=batch.value,
+                clip=clip,
+                value_clip=config.value_clip,
+                value_coef=config.value_coef,
+                entropy_coef=entropy_coef,
+                mask_B=batch.mask,
+            )
+            if config.target_kl is not None and float(metrics["approx_kl"]) > 1.5 * config.target_kl:
+                break
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step(max_grad_norm=config.max_grad_norm)
+        for obs in rollout.obs:
+            policy.preprocess.update(tree_map(torch.from_numpy, obs))
+        metrics["learning_rate"] = torch.tensor(optimiser.lr)
+        session.advance(rollout.num_valid, metrics, episodes)
+    env.close()
+    return session.finish()
+
+
+@dataclass
+class Batch:
+    """One minibatch; `outputs()` runs the policy on it.
+
+    Fields are [B] (rows) or [T, M] flattened by the loss.
+    """
+
+    policy: Policy
+    features: object
+    action: Tensor
+    logprob: Tensor
+    value: Tensor
+    advantage: Tensor
+    mask: Tensor | None
+    state: dict[str, Tensor] | None = None
+    starts: Tensor | None = None
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(logprob, entropy, value) under the current weights, shaped like `logprob`."""
+        if self.state is None or self.starts is None:
+            return self.policy.evaluate(self.features, self.action)
+        outs = self.policy.evaluate_sequence(self.features, self.action, self.state, self.starts)
+        logprob, entropy, value = (out.flatten() for out in outs)
+        return logprob, entropy, value
+
+
+def _rows(
+    config: PPOConfig, policy: Policy, rollout: Rollout, advantage_TN: Tensor, session: Session
+) -> Iterator[Batch]:
+    """Minibatches of independent transitions."""
+    features = tree_map(lambda x: x.flatten(0, 1), rollout.features)
+    action = rollout.action.flatten(0, 1)  # type: ignore[union-attr]
+    logprob, value, advantage = rollout.logprob.flatten(), rollout.value.flatten(), advantage_TN.flatten()
+    rows = None if bool(rollout.valid.all()) else rollout.valid.flatten().nonzero().squeeze(1)
+    num = len(logprob) if rows is None else len(rows)
+    for index in minibatches(num, config.minibatch_size, config.num_epochs, session.seed, session.updates):
+        index = index if rows is None else rows[index]
+        yield Batch(
+            policy,
+            tree_map(lambda x, index=index: x[index], features),
+            action[index],
+            logprob[index],
+            value[index],
+            advantage[index],
+            None,
+        )
+
+
+def _sequences(
+    config: PPOConfig, policy: Policy, rollout: Rollout, advantage_TN: Tensor, session: Session
+) -> Iterator[Batch]:
+    """Minibatches of whole environments, so that the recurrent state runs through."""
+    envs_per_batch = max(config.minibatch_size // rollout.num_steps, 1)
+    seed, update = session.seed, session.updates
+    for index in minibatches(rollout.num_envs, envs_per_batch, config.num_epochs, seed, update):
+        valid = rollout.valid[:, index].flatten()
+        yield Batch(
+            policy,
+            tree_map(lambda x, index=index: x[:, index], rollout.features),
+            rollout.action[:, index],  # type: ignore[index]
+            rollout.logprob[:, index].flatten(),
+            rollout.value[:, index].flatten(),
+            advantage_TN[:, index].flatten(),
+            None if bool(valid.all()) else valid,
+            {name: x[index] for name, x in rollout.initial_state.items()},
+            rollout.starts[:, index],
+        )
+
+
+def _normalised(advantage: Tensor, mask: Tensor | None) -> Tensor:
+    values = advantage if mask is None else advantage[mask]
+    if values.numel() < 2:
+        return advantage
+    std, mean = torch.std_mean(values)
+    return (advantage - mean) / (std + 1e-8)
+
+
+def _schedule(start: float, end: float | None, session: Session) -> float:
+    return start if end is None else linear(start, end, session.progress)
+
+
+def _check(config: PPOConfig) -> None:
+    for name in ("num_steps", "num_epochs", "minibatch_size"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)}; expected at least 1")
+    if not 0.0 < config.gamma <= 1.0:
+        raise ConfigError(f"gamma={config.gamma}; expected 0 < gamma <= 1")
