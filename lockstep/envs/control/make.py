@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from lockstep.core.errors import ConfigError
+from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.envs.control.batch import BatchSim, BatchVectorEnv
+from lockstep.envs.control.cartpole import CartPoleSim
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, episode_seed, find_mask
-from lockstep.envs.control.restore import ArrayRestore, CartPoleArrays, ReplayRestore
+from lockstep.envs.control.restore import ArrayRestore, ReplayRestore
 from lockstep.envs.control.serial import SerialVectorEnv
-from lockstep.envs.control.single import make_single
+from lockstep.envs.control.single import find_spec, make_single
 from lockstep.envs.control.stepper import Stepper
 
 MODES = {
@@ -27,7 +28,7 @@ MODES = {
 def make_env(config: EnvConfig, *, seed: int) -> Stepper:
     """Build `config.num_envs` copies and reset them under `seed`.
 
-    An episode of a non-native vectoriser is a function of (seed, environment index, episode number, actions).
+    Except in EnvPool, an episode is a function of (seed, environment index, episode number, actions).
 
     Args:
         config: what to build.
@@ -107,17 +108,18 @@ def _native(config: EnvConfig) -> Stepper:
 
 
 def _cartpole(config: EnvConfig) -> Stepper:
-    limit = config.time_limit or gym.spec(config.id).max_episode_steps
-    env: Any = gym.make_vec(
-        config.id,
-        num_envs=config.num_envs,
-        vectorization_mode="vector_entry_point",
-        max_episode_steps=limit,
-        **config.kwargs,
-    )
-    return Stepper(
-        env, mode=AutoresetMode.NEXT_STEP, restorer=ArrayRestore(CartPoleArrays(env)), clip_reward=config.clip_reward
-    )
+    known = {"sutton_barto_reward"}
+    for key in config.kwargs:
+        if key not in known:
+            raise ConfigError(unknown_name("argument of native CartPole", key, known) + "; or use vectoriser='sync'")
+    return batch_stepper(config, CartPoleSim(config.num_envs, bool(config.kwargs.get("sutton_barto_reward", False))))
+
+
+def batch_stepper(config: EnvConfig, sim: BatchSim) -> Stepper:
+    """Stepper over a `BatchSim` with the registered time limit, or the one of the config."""
+    limit = config.time_limit or find_spec(config.id).max_episode_steps
+    env = BatchVectorEnv(sim, mode=MODES[config.autoreset], time_limit=limit)
+    return Stepper(env, mode=env.mode, restorer=ArrayRestore(env), clip_reward=config.clip_reward)
 
 
 BUILDERS: dict[str, Callable[[EnvConfig], Stepper]] = {"sync": _sync, "native": _native}

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from lockstep.core.errors import EnvError
 from lockstep.envs.control.episodes import Replay
 from lockstep.envs.control.spaces import Obs
 
@@ -171,29 +170,3 @@ class ArrayRestore(Restorer):
         """Write it back; the observation is the saved one, which the state belongs to."""
         self._env.set_state(state)
         return saved, np.zeros(stepper.num_envs, np.bool_)
-
-
-class CartPoleArrays(ArrayState):
-    """State of Gymnasium's own `CartPoleVectorEnv`."""
-
-    def __init__(self, env: gym.vector.VectorEnv) -> None:
-        self._env: Any = env
-
-    def get_state(self) -> dict[str, Any]:
-        """Physics, step counts, who is to be reset, and the generator."""
-        if self._env.state is None:
-            raise EnvError("CartPole has not been reset yet")
-        return {
-            "state": self._env.state.copy(),
-            "steps": self._env.steps.copy(),
-            "prev_done": self._env.prev_done.copy(),
-            "np_random": self._env.np_random.bit_generator.state,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Inverse."""
-        self._env.reset(seed=0)
-        self._env.state = np.array(state["state"])
-        self._env.steps = np.array(state["steps"])
-        self._env.prev_done = np.array(state["prev_done"])
-        self._env.np_random.bit_generator.state = state["np_random"]

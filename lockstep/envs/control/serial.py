@@ -22,7 +22,8 @@ from lockstep.envs.control.spaces import canonical_dtype
 class SerialVectorEnv(gym.vector.VectorEnv):
     """Steps `SeededEpisodes` environments one after the other; Gymnasium's vector API in any autoreset mode.
 
-    Observations are fresh arrays (float32 for float64 ones). Infos hold `final_obs` (SAME_STEP) and nothing else.
+    Observations are fresh arrays (float32 for float64 ones). In SAME_STEP mode infos hold `final_obs`, the true
+    next observation of all environments as one batch; they hold nothing else.
     """
 
     def __init__(self, makers: Sequence[Callable[[], SeededEpisodes]], mode: AutoresetMode) -> None:
@@ -61,9 +62,9 @@ class SerialVectorEnv(gym.vector.VectorEnv):
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment, in order."""
         n = self.num_envs
-        rewards, ended = [0.0] * n, self._ended
+        rewards, ended, restarts = [0.0] * n, self._ended, []
         terminated, truncated = [False] * n, [False] * n
-        last, final_obs = self._last, None
+        last = self._last
         same_step, next_step = self.mode is AutoresetMode.SAME_STEP, self.mode is AutoresetMode.NEXT_STEP
         for i, action in enumerate(actions.tolist() if self._as_scalars else actions):
             if next_step and ended[i]:
@@ -73,16 +74,18 @@ class SerialVectorEnv(gym.vector.VectorEnv):
             obs, rewards[i], terminated[i], truncated[i], _ = self._steps[i](action)
             if terminated[i] or truncated[i]:
                 if same_step:
-                    if final_obs is None:
-                        final_obs = np.full(n, None, dtype=object)
-                    final_obs[i] = obs
-                    obs = self.envs[i].reset()[0]
+                    restarts.append(i)
                 else:
                     ended[i] = True
             last[i] = obs
-        infos = {} if final_obs is None else {"final_obs": final_obs}
+        stacked, infos = self._stack(), {}
+        if restarts:
+            infos["final_obs"] = stacked
+            for i in restarts:
+                last[i] = self.envs[i].reset()[0]
+            stacked = self._stack()
         rewards_N = np.array(rewards, dtype=np.float64)
-        return self._stack(), rewards_N, np.array(terminated, np.bool_), np.array(truncated, np.bool_), infos
+        return stacked, rewards_N, np.array(terminated, np.bool_), np.array(truncated, np.bool_), infos
 
     def restore(self, base_seed: int, plans: list[Replay]) -> tuple[Any, np.ndarray]:
         """Replay every environment's plan; (observations, whether each replay ended where it should) follow."""

@@ -82,6 +82,9 @@ class Stepper:
         self.action_space: Space = action_space_of(env.single_action_space)
         self._action_shape = _batch_shape(self.action_space, self.num_envs)
         n = self.num_envs
+        self._all_valid_N = np.ones(n, np.bool_)
+        self._all_valid_N.flags.writeable = False
+        self._plain_dtype, self._plain_shape = _plain(self.obs_space, n)
         self.num_steps, self.seed = 0, 0
         self.obs: Any = None
         self.starts_N = np.ones(n, np.bool_)
@@ -130,7 +133,7 @@ class Stepper:
             valid_N, starts_N = ~pending_N, pending_N
             self.pending_N = ended_N
         else:
-            valid_N, starts_N = np.ones(self.num_envs, np.bool_), ended_N
+            valid_N, starts_N = self._all_valid_N, ended_N
         self.length_N += valid_N
         self._check_finite(next_obs, reward_N)
         episodes: list[EpisodeEnd] = []
@@ -217,6 +220,8 @@ class Stepper:
 
     def canonical(self, raw: Any, infos: dict[str, Any]) -> Obs:
         """Canonical arrays of a raw batched observation."""
+        if type(raw) is np.ndarray and raw.dtype == self._plain_dtype and raw.shape == self._plain_shape:
+            return raw
         obs = self._codec.batch(raw, self.num_envs)
         if not self._mask_from_info:
             return obs
@@ -228,11 +233,15 @@ class Stepper:
     def _after_end(self, obs: Obs, infos: dict[str, Any], ended_N: np.ndarray) -> tuple[Obs, Obs]:
         """(true next observation, observation to act on) of a step on which episodes ended."""
         if self.mode is AutoresetMode.SAME_STEP:
-            next_obs = tree_map(np.copy, obs)
             final = infos["final_obs"]
-            for i in np.flatnonzero(ended_N):
-                self._set_row(next_obs, int(i), final[i], infos)
-            return next_obs, obs
+            if isinstance(final, np.ndarray) and final.dtype == object:
+                next_obs = tree_map(np.copy, obs)
+                for i in np.flatnonzero(ended_N):
+                    self._set_row(next_obs, int(i), final[i], infos)
+                return next_obs, obs
+            return tree_map(
+                lambda last, first: _pick_rows(ended_N, last, first), self.canonical(final, infos), obs
+            ), obs
         raw, reset_infos = self.env.reset(options={"reset_mask": ended_N.copy()})
         return obs, self.canonical(raw, reset_infos)
 
@@ -289,7 +298,14 @@ class Stepper:
         mask = BoxSpace((mask_size(self.env.single_action_space),), "bool", (0.0,), (1.0,))
         spaces = self.obs_space.spaces if isinstance(self.obs_space, DictSpace) else {"obs": self.obs_space}
         self.obs_space = DictSpace({**spaces, MASK_KEY: mask})
-        self._mask_from_info = True
+        self._mask_from_info, self._plain_dtype = True, None
+
+
+def _plain(space: Space, num_envs: int) -> tuple[np.dtype | None, tuple[int, ...]]:
+    """(dtype, shape) of a batch that needs no conversion; no dtype where one always does."""
+    if isinstance(space, BoxSpace):
+        return np.dtype(space.dtype), (num_envs, *space.shape)
+    return None, ()
 
 
 def _equal_rows(one: Obs, two: Obs) -> np.ndarray:
@@ -299,6 +315,12 @@ def _equal_rows(one: Obs, two: Obs) -> np.ndarray:
         return np.logical_and.reduce([_equal_rows(leaf, two[key]) for key, leaf in one.items()])
     assert not isinstance(two, dict)
     return (one.reshape(len(one), -1) == np.asarray(two).reshape(len(one), -1)).all(axis=1)
+
+
+def _pick_rows(mask_N: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    out = no.copy()
+    out[mask_N] = yes[mask_N]
+    return out
 
 
 def _batch_shape(space: Space, num_envs: int) -> tuple[int, ...]:
