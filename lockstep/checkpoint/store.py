@@ -2,7 +2,7 @@
 
     write step_N in a hidden folder -> fsync -> rename to step_N -> fsync the parent -> only then prune older ones
 
-A checkpoint is therefore whole or not there. Damage that happens later (a full disk's lost blocks, an editor) is found by
+A checkpoint is therefore whole or not there. Damage that happens later (a disk's lost blocks, an editor) is found by
 size and checksum when it is loaded, and the one before it is taken instead, saying so.
 """
 

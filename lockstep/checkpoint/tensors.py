@@ -2,8 +2,8 @@
 
 File: 8-byte little-endian header length, JSON header padded with spaces to a multiple of 8, then the raw little-endian
 bytes of every array in header order without holes. The library's own writer takes the bytes of all arrays at once and
-does not tell their checksum; here each array's memory is handed to the file as it lies, and the checksum is taken on the
-way. Any safetensors reader can open the result.
+does not tell their checksum; here each array's memory is handed to the file as it lies, and the checksum is taken on
+the way. Any safetensors reader can open the result.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _read_body(file: BinaryIO, path: Path, kinds: dict[str, str]) -> tuple[dict[
 
 
 def _fill(file: BinaryIO, raw: np.ndarray, crc: int) -> int:
-    for chunk in _chunks(memoryview(raw)):
+    for chunk in _chunks(raw.data):
         filled = 0
         while filled < len(chunk):
             num_read = file.readinto(chunk[filled:])  # type: ignore[attr-defined]
@@ -195,8 +195,8 @@ def _as_bytes(array: Array) -> memoryview:
     if isinstance(array, torch.Tensor):
         # resolve_conj/neg: a lazily conjugated tensor's memory is not its value.
         flat = array.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
-        return memoryview(flat.view(torch.uint8).numpy())
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return flat.view(torch.uint8).numpy().data
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _from_bytes(raw: np.ndarray, dtype: str, shape: list[int], kind: str) -> Array:

@@ -94,15 +94,13 @@ def _decode_scalar(hint: Any, data: Any, place: str) -> Any:
             raise ConfigError(f"{place} = {data!r}; expected a number") from error
     if hint is Path and isinstance(data, str):
         return Path(data)
-    if hint is None or hint is type(None):
-        if data is None:
-            return None
-    elif hint is int and isinstance(data, int) and not isinstance(data, bool):
-        return data
-    elif hint in (bool, str, dict, list) and isinstance(data, hint):
-        return data
-    elif hint is tuple and isinstance(data, list):
+    if data is None and hint in (None, type(None)):
+        return None
+    if isinstance(data, list) and hint is tuple:
         return tuple(data)
+    # type(), because True is an int to isinstance.
+    if hint in (bool, int, str, dict, list) and type(data) is hint:
+        return data
     raise ConfigError(f"{place} = {data!r}; expected {hint}")
 
 

@@ -42,8 +42,8 @@ class JsonlSink(MetricSink):
 
     Args:
         path: appended to; `wall_s` goes on from its last line.
-        resume_step: on resume, lines beyond this step are dropped first, so that the file equals that of a run which was
-            never interrupted (but for `wall_s`).
+        resume_step: on resume, lines beyond this step are dropped first, so that the file equals that of a run which
+            was never interrupted (but for `wall_s`).
         clock: seconds, monotonic.
     """
 
