@@ -27,8 +27,6 @@ class AtariConfig:
     """End the episode at each lost life."""
     full_action_space: bool = False
     """All 18 actions instead of the game's own."""
-    num_threads: int = 0
-    """Emulator threads (0: one per core, at most one per environment)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,8 @@ class EnvConfig:
     """Give the learner the sign of each reward; episode returns stay unclipped."""
     num_workers: int = 0
     """Worker processes of the async vectoriser (0: one per core, at most one per environment)."""
+    num_threads: int = 0
+    """Threads of a native vector environment (0: its own choice)."""
     deadline_s: float = 60.0
     """Longest wait for a worker process (seconds)."""
     atari: AtariConfig = field(default_factory=AtariConfig)

@@ -13,6 +13,7 @@ from lockstep.envs.control.batch import BatchSim, BatchVectorEnv
 from lockstep.envs.control.cartpole import CartPoleSim
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, episode_seed, find_mask
+from lockstep.envs.control.mujoco_sim import TASKS, MujocoSim
 from lockstep.envs.control.restore import ArrayRestore, ReplayRestore
 from lockstep.envs.control.serial import SerialVectorEnv
 from lockstep.envs.control.single import find_spec, make_single
@@ -122,5 +123,11 @@ def batch_stepper(config: EnvConfig, sim: BatchSim) -> Stepper:
     return Stepper(env, mode=env.mode, restorer=ArrayRestore(env), clip_reward=config.clip_reward)
 
 
+def _mujoco(config: EnvConfig) -> Stepper:
+    threads = config.num_threads or 1
+    return batch_stepper(config, MujocoSim(make_single(config), TASKS[config.id], config.num_envs, threads))
+
+
 BUILDERS: dict[str, Callable[[EnvConfig], Stepper]] = {"sync": _sync, "native": _native}
 NATIVE: dict[str, Callable[[EnvConfig], Stepper]] = {"CartPole-v0": _cartpole, "CartPole-v1": _cartpole}
+NATIVE |= dict.fromkeys(TASKS, _mujoco)
