@@ -1,7 +1,7 @@
 """Frozen config dataclasses as JSON and back, so that a run can be resumed from what its directory says.
 
 A dataclass is written as an object whose first key `class` names it; on the way back that name picks the member of a
-union, and a key the class does not have is an error.
+union, and a key the class does not have is an error. Infinity and NaN, which JSON lacks, are {"float": "inf"} etc.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _encode(value: Any, place: str) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
+        return {"float": repr(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -87,11 +87,10 @@ def _decode(hint: Any, data: Any, place: str) -> Any:
 def _decode_scalar(hint: Any, data: Any, place: str) -> Any:
     if hint is Any or hint is object:
         return data
-    if hint is float and isinstance(data, int | float | str) and not isinstance(data, bool):
-        try:
-            return float(data)
-        except ValueError as error:
-            raise ConfigError(f"{place} = {data!r}; expected a number") from error
+    if hint is float and data in ({"float": "inf"}, {"float": "-inf"}, {"float": "nan"}):
+        return float(data["float"])
+    if hint is float and isinstance(data, int | float) and not isinstance(data, bool):
+        return float(data)
     if hint is Path and isinstance(data, str):
         return Path(data)
     if data is None and hint in (None, type(None)):

@@ -195,7 +195,7 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 def _iqm(values_BS: np.ndarray) -> np.ndarray:
     size = values_BS.shape[-1]
     cut = size // 4
-    return np.sort(values_BS, axis=-1)[..., cut : size - cut].mean(axis=-1)
+    return np.asarray(np.sort(values_BS, axis=-1)[..., cut : size - cut].mean(axis=-1))
 
 
 def _stratified(tasks: Sequence[np.ndarray], num_resamples: int, seed: int) -> np.ndarray:
@@ -205,7 +205,7 @@ def _stratified(tasks: Sequence[np.ndarray], num_resamples: int, seed: int) -> n
 
 def _wins(x_BR: np.ndarray, y_BR: np.ndarray) -> np.ndarray:
     difference = x_BR[:, :, None] - y_BR[:, None, :]
-    return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
+    return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2)))
 
 
 def _percentile(estimate: float, resampled_B: np.ndarray, level: float) -> Interval:
