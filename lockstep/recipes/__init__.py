@@ -1,0 +1,41 @@
+"""Named runs: functions that return a complete frozen config. The first line of a function's docstring is its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.recipes import ppo
+
+RECIPES: dict[str, Callable[[], Any]] = {
+    "ppo-cartpole": ppo.cartpole,
+    "ppo-cartpole-zoo": ppo.cartpole_zoo,
+    "ppo-acrobot": ppo.acrobot,
+    "ppo-pendulum": ppo.pendulum,
+    "ppo-lunarlander": ppo.lunarlander,
+    "ppo-lunarlander-continuous": ppo.lunarlander_continuous,
+    "ppo-halfcheetah": ppo.halfcheetah,
+    "ppo-hopper": ppo.hopper,
+    "ppo-walker2d": ppo.walker2d,
+    "ppo-minigrid": ppo.minigrid,
+    "ppo-minigrid-memory": ppo.minigrid_memory,
+    "ppo-minatar-breakout": ppo.minatar_breakout,
+    "ppo-pong": ppo.pong,
+}
+
+
+def recipe(name: str) -> Any:
+    """The config of a named recipe.
+
+    Raises:
+        ConfigError: unknown name, with the nearest known one.
+    """
+    if name not in RECIPES:
+        raise ConfigError(unknown_name("recipe", name, RECIPES))
+    return RECIPES[name]()
+
+
+def recipes() -> dict[str, str]:
+    """Name -> one-line summary of every recipe."""
+    return {name: (build.__doc__ or "").strip().splitlines()[0] for name, build in RECIPES.items()}

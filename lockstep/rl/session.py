@@ -33,6 +33,9 @@ from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 
 
+ProgressHook = Callable[[int, int, Mapping[str, float]], None]
+
+
 class Stateful(Protocol):
     """A part of training state that a checkpoint holds."""
 
@@ -67,6 +70,10 @@ class RunConfig:
     """Environment steps between two checkpoints (0: total_steps / 10)."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep; the best by evaluation is kept besides."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    wandb_project: str = ""
+    """Weights & Biases project to log to (empty: none; needs the wandb extra)."""
 
 
 @dataclass
@@ -89,8 +96,8 @@ class Session:
     Args:
         config: length and outputs.
         env: what evaluations run on.
-        directory: where to write; None keeps nothing on disk.
-        sink: metric sink, closed by `finish`.
+        directory: where to write; None keeps nothing on disk. The caller opens and ends it.
+        sink: takes the metrics when there is no directory.
         on_progress: called with (step, total, metrics) at every metric line.
         resume: restore the newest checkpoint of `directory` in `begin`.
     """
@@ -102,7 +109,7 @@ class Session:
         *,
         directory: RunDirectory | None = None,
         sink: MetricSink | None = None,
-        on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
+        on_progress: ProgressHook | None = None,
         resume: bool = False,
     ) -> None:
         if config.total_steps < 1:
@@ -125,7 +132,7 @@ class Session:
         self._clock = 0.0
         self._last_log = (0, 0.0)
         keep = config.keep_checkpoints
-        self._checkpoints = Checkpointer(directory.checkpoints, keep_last=keep) if directory else None
+        self._checkpoints = Checkpointer(directory.checkpoints_path, keep_last=keep) if directory else None
 
     @property
     def running(self) -> bool:
@@ -148,8 +155,10 @@ class Session:
         self._parts = parts
         if self.resume and self._checkpoints is not None and self._checkpoints.latest() is not None:
             self._restore()
-        elif self.sink is not None:
-            self.sink.truncate_after(-1)
+        if self.directory is not None:
+            if self.resume:
+                self.directory.rewind(self.step)
+            self.sink = self.directory.sink(tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project)
         self._clock = time.perf_counter()
         self._last_log = (self.step, self._train_seconds)
 
@@ -185,7 +194,7 @@ class Session:
             if evaluation is not None:
                 results["return"] = str(evaluation)
             self.policy.version = self.step
-            save_policy(self.policy, self.directory.policy, results=results, title=self.directory.path.name)
+            save_policy(self.policy, self.directory.policy_path, results=results, title=self.directory.path.name)
         if self.sink is not None:
             self.sink.close()
         return Result(self.policy, evaluation, self.step, self.train_seconds)
@@ -206,18 +215,8 @@ class Session:
     def _record(self, evaluation: Evaluation, *, final: bool) -> None:
         self.evaluations.append((self.step, evaluation))
         if self.directory is not None:
-            low, high = evaluation.interval
-            self.directory.append_evaluation(
-                {
-                    "step": self.step,
-                    "mean": evaluation.mean,
-                    "std": evaluation.std,
-                    "ci_low": low,
-                    "ci_high": high,
-                    "episodes": len(evaluation.returns),
-                    "final": final,
-                    "returns": list(evaluation.returns),
-                }
+            self.directory.log_eval(
+                self.step, evaluation.returns, lengths=list(map(float, evaluation.lengths)), final=int(final)
             )
 
     def _log(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
@@ -233,9 +232,9 @@ class Session:
         rate = (self.step - steps) / elapsed if elapsed > 0 else 0.0
         self._last_log = (self.step, self._train_seconds)
         if self.sink is not None:
-            self.sink.log(self.step, line, {"steps_per_second": rate, "train_seconds": self._train_seconds})
+            self.sink.log(self.step, {**line, "steps_per_s": rate, "train_s": self._train_seconds})
         if self.on_progress is not None:
-            self.on_progress(self.step, self.config.total_steps, {**line, "steps_per_second": rate})
+            self.on_progress(self.step, self.config.total_steps, {**line, "steps_per_s": rate})
 
     def _save(self) -> None:
         if self._checkpoints is None:
@@ -275,7 +274,3 @@ class Session:
         if saved["last_eval"]:
             step, returns = saved["last_eval"]
             self.evaluations.append((step, Evaluation(tuple(returns), (0,) * len(returns), 0.0)))
-        if self.sink is not None:
-            self.sink.truncate_after(self.step)
-        if self.directory is not None:
-            self.directory.truncate_evaluations(self.step)

@@ -1,0 +1,191 @@
+"""The three-line path: train, evaluate, load. The command line calls these functions too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstep import kernels
+from lockstep.core.env import runs_root
+from lockstep.core.errors import CheckpointError, ConfigError, unknown_name
+from lockstep.envs.control.config import EnvConfig
+from lockstep.models.control.folder import load_policy
+from lockstep.models.control.policy import Policy
+from lockstep.recipes import recipe as recipe_config
+from lockstep.rl.algorithms import AlgorithmConfig, train_function, validated
+from lockstep.rl.evaluate import Evaluation
+from lockstep.rl.evaluate import evaluate as evaluate_policy
+from lockstep.rl.session import ProgressHook, Result, Session
+from lockstep.rl.video import record_episodes
+from lockstep.runs.config_json import config_from_json
+from lockstep.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it lies and what came out."""
+
+    path: Path
+    result: Result
+
+    @property
+    def policy(self) -> Policy:
+        """The trained policy."""
+        assert self.result.policy is not None
+        return self.result.policy
+
+
+def train(
+    recipe: str | AlgorithmConfig,
+    *,
+    out: Path | str | None = None,
+    name: str = "",
+    recipe_name: str = "",
+    on_progress: ProgressHook | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train and write a run directory.
+
+    Args:
+        recipe: a recipe's name (`lockstep train --list`) or a complete config.
+        out: folder that holds run directories, default `runs/`.
+        name: of the run, default the recipe's.
+        recipe_name: what a config was made from, for the record.
+        on_progress: called with (step, total_steps, metrics) at every metric line.
+        overrides: fields of the config by dotted or double-underscore name, e.g. `run__seed=3`, or by their own name
+            where only one part of the config has it, e.g. `total_steps=20_000`.
+
+    Raises:
+        ConfigError: unknown recipe or field, or a value that cannot be run.
+    """
+    config = recipe_config(recipe) if isinstance(recipe, str) else recipe
+    for key, value in overrides.items():
+        config = override(config, key.replace("__", "."), value)
+    validated(config)
+    label = recipe if isinstance(recipe, str) else recipe_name or type(config).__name__.removesuffix("Config").lower()
+    directory = RunDirectory.create(
+        Path(out) if out is not None else runs_root(),
+        name or label,
+        config,
+        config.run.seed,
+        recipe=label,
+        kernels=json.dumps(kernels.describe()),
+    )
+    return _run(config, directory, on_progress, resume=False)
+
+
+def resume(path: Path | str, *, on_progress: ProgressHook | None = None) -> Run:
+    """Continue an interrupted run from its newest checkpoint (from the start where there is none).
+
+    Raises:
+        CheckpointError: not a run directory, or another process is at work in it.
+    """
+    directory = RunDirectory.open(Path(path))
+    return _run(read_config(directory.path), directory, on_progress, resume=True)
+
+
+def evaluate(
+    source: Policy | Path | str,
+    *,
+    env: str = "",
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Mean return with a confidence interval, on fresh environments.
+
+    Args:
+        source: a policy, a run directory, or a policy folder (which needs `env`).
+        env: Gymnasium id or import path; default the run's own environment.
+    """
+    policy = source if isinstance(source, Policy) else load(source)
+    config = env_of(source, env)
+    return evaluate_policy(policy, config, episodes=episodes, seed=seed, deterministic=deterministic)
+
+
+def record(
+    source: Policy | Path | str, out: Path | str, *, env: str = "", episodes: int = 1, seed: int = 0, fps: int = 0
+) -> list[float]:
+    """Play episodes and write them as a video (`.mp4` or `.gif`); returns their returns."""
+    policy = source if isinstance(source, Policy) else load(source)
+    return record_episodes(policy, env_of(source, env), Path(out), episodes=episodes, seed=seed, fps=fps)
+
+
+def load(path: Path | str) -> Policy:
+    """The policy of a run directory or policy folder.
+
+    Raises:
+        CheckpointError: missing, damaged, or not finished (no policy written yet).
+    """
+    return load_policy(Path(path))
+
+
+def read_config(path: Path) -> AlgorithmConfig:
+    """The resolved config of a run directory."""
+    try:
+        document = json.loads((path / "config.json").read_text())
+        kind = train_function(document["config"]["class"])[0]
+        return config_from_json(kind, document["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/config.json is missing or damaged: {error}") from error
+
+
+def env_of(source: Policy | Path | str, env: str) -> Any:
+    """The environment config to run a policy on: the run's, with its id replaced by `env` if given."""
+    if not isinstance(source, Policy) and (Path(source) / "run.json").exists():
+        config = read_config(Path(source)).env
+        return dataclasses.replace(config, id=env) if env else config
+    if not env:
+        raise ConfigError("a policy or policy folder does not name its environment; give env='CartPole-v1' or the like")
+    return EnvConfig(id=env)
+
+
+def override(config: Any, key: str, value: Any) -> Any:
+    """Copy of a config with one field replaced, found by dotted path or by its own name if that is unique.
+
+    Raises:
+        ConfigError: no such field (with a suggestion), or several.
+    """
+    paths = [p for p in field_paths(config) if p == key or p.split(".")[-1] == key]
+    if key in paths:
+        paths = [key]
+    if not paths:
+        raise ConfigError(unknown_name("field", key, field_paths(config)))
+    if len(paths) > 1:
+        raise ConfigError(f"field {key!r} is ambiguous: {', '.join(paths)}; give the dotted name")
+    return _replaced(config, paths[0].split("."), value)
+
+
+def field_paths(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all leaf fields."""
+    paths = []
+    for field in dataclasses.fields(config):
+        value = config.__dict__[field.name]
+        if dataclasses.is_dataclass(value):
+            paths += field_paths(value, f"{prefix}{field.name}.")
+        else:
+            paths.append(prefix + field.name)
+    return paths
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    head, *rest = path
+    inner = _replaced(config.__dict__[head], rest, value) if rest else value
+    return dataclasses.replace(config, **{head: inner})
+
+
+def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
+    with directory:
+        session = Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
+        result = train_function(type(config).__name__)[1](config, session)
+    return Run(directory.path, result)
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """One line of the metrics a person looks at first."""
+    shown = ("return", "eval_return", "length", "steps_per_s")
+    return "  ".join(f"{name} {metrics[name]:,.1f}" for name in shown if name in metrics)

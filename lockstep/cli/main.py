@@ -1,0 +1,56 @@
+"""`lockstep VERB ...`: each verb parses its own arguments and calls one function."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lockstep.core.errors import LockstepError, unknown_name
+
+VERBS = {
+    "train": ("lockstep.cli.train", "train a policy by a recipe, or resume a run"),
+    "eval": ("lockstep.cli.evaluate", "evaluate a run or policy folder with a confidence interval"),
+    "play": ("lockstep.cli.play", "record episodes as mp4 or gif"),
+    "serve": ("lockstep.cli.serve", "serve policies over HTTP (Open Inference Protocol and /v1/policies)"),
+    "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
+    "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
+    "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),
+    "doctor": ("lockstep.cli.doctor", "check an environment and advise how to step it"),
+    "quickstart": ("lockstep.cli.quickstart", "train, plot, serve and query a first policy"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (2 for a user's error, which is told in one paragraph)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if args[0] == "--version":
+        print(importlib.import_module("lockstep").__version__)
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        print(f"lockstep: {unknown_name('command', verb, VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(rest)
+    except LockstepError as error:
+        print(f"lockstep {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nlockstep {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _usage() -> str:
+    lines = ["usage: lockstep COMMAND ...", "", "Train reinforcement-learning policies and serve them.", ""]
+    lines += [f"  {verb:<11} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join([*lines, "", "lockstep COMMAND --help tells more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

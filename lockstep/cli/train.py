@@ -1,0 +1,87 @@
+"""`lockstep train`: pick a recipe, override fields, watch it learn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from lockstep.api import Run, read_config, resume, train
+from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.recipes import RECIPES, recipe, recipes
+from lockstep.runs.console import ProgressDisplay, print_curve
+from lockstep.runs.record import read_run
+
+USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE ...]
+       lockstep train --resume RUN
+       lockstep train --list
+       lockstep train RECIPE --help      every field with its default and unit"""
+
+
+COLUMNS = ("return", "length", "eval_return", "steps_per_s", "entropy", "approx_kl", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a run goes."""
+
+    out: Path | None = None
+    """Folder that holds run directories (default: runs/)."""
+    name: str = ""
+    """Name of the run (default: the recipe's)."""
+
+
+def main(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if args[0] == "--list":
+        width = max(map(len, RECIPES))
+        print("\n".join(f"{name:<{width}}  {summary}" for name, summary in recipes().items()))
+        return 0
+    if args[0] == "--resume":
+        if len(args) != 2:
+            raise ConfigError(f"--resume takes one run directory; got {list(args[1:])}")
+        config = read_config(Path(args[1]))
+        with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=COLUMNS) as display:
+            return report(resume(args[1], on_progress=lambda step, _, metrics: display.update(step, dict(metrics))))
+    if args[0].startswith("-"):
+        raise ConfigError(f"{unknown_name('option', args[0], ['--list', '--resume', '--help'])}\n{USAGE}")
+    name = args[0]
+    output, config = _parse(name, recipe(name), args[1:])
+    with ProgressDisplay(config.run.total_steps, output.name or name, columns=COLUMNS) as display:
+        run = train(
+            config,
+            out=output.out,
+            name=output.name or name,
+            recipe_name=name,
+            on_progress=lambda step, _, metrics: display.update(step, dict(metrics)),
+        )
+    return report(run)
+
+
+def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
+    kind = type(default)
+    fields = [("output", tyro.conf.OmitArgPrefixes[Output]), ("config", tyro.conf.OmitArgPrefixes[kind])]
+    both = make_dataclass(f"Train{kind.__name__}", fields)
+    parsed = tyro.cli(
+        both, args=list(args), default=both(Output(), default), prog=f"lockstep train {name}", description=recipes()[name]
+    )
+    return parsed.output, parsed.config
+
+
+def report(run: Run) -> int:
+    """Print what came out and where it lies."""
+    result = run.result
+    print_curve(*read_run(run.path).series("return"))
+    print(f"steps            {result.steps:,} in {result.train_seconds:.2f} s of training")
+    if result.evaluation is not None:
+        print(f"evaluation       {result.evaluation}")
+    print(f"run directory    {run.path}")
+    print(f"next             lockstep serve {run.path}   lockstep play {run.path}   lockstep runs show {run.path}")
+    sys.stdout.flush()
+    return 0

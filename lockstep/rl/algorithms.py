@@ -1,0 +1,40 @@
+"""Which configuration trains by which loop: the one dictionary where a name from outside becomes an algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.rl.control import ppo
+from lockstep.rl.session import Result, Session
+
+AlgorithmConfig = Any
+"""Any of the configs below: frozen, with parts `env` and `run`."""
+
+Train = Callable[[Any, Session], Result]
+
+ALGORITHMS: dict[str, tuple[type, Train]] = {
+    "PPOConfig": (ppo.PPOConfig, ppo.train),
+}
+
+
+def train_function(config_class: str) -> tuple[type, Train]:
+    """(config class, loop) by the config class's name.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if config_class not in ALGORITHMS:
+        raise ConfigError(unknown_name("algorithm config", config_class, ALGORITHMS))
+    return ALGORITHMS[config_class]
+
+
+def validated(config: AlgorithmConfig) -> AlgorithmConfig:
+    """The config, if it is one that can be trained.
+
+    Raises:
+        ConfigError: not an algorithm's config.
+    """
+    train_function(type(config).__name__)
+    return config

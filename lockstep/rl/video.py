@@ -1,0 +1,74 @@
+"""Episodes as mp4 or gif."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lockstep.core.errors import ConfigError, EnvError
+from lockstep.core.extras import require
+from lockstep.envs.control.config import EnvConfig
+from lockstep.envs.control.make import make_env
+from lockstep.models.control.actor import Actor
+from lockstep.models.control.policy import Policy
+
+VIDEO_KINDS = (".mp4", ".gif")
+
+
+def record_episodes(
+    policy: Policy, env: EnvConfig, out: Path, *, episodes: int, seed: int, fps: int = 0, max_frames: int = 10_000
+) -> list[float]:
+    """Play with the policy's best actions and write the frames.
+
+    Args:
+        out: `.mp4` or `.gif`; its folder is made if missing.
+        fps: frames per second; 0 takes the environment's own.
+        max_frames: of all episodes together; an unfinished episode is cut there.
+
+    Returns:
+        Return of each finished episode.
+    """
+    if out.suffix not in VIDEO_KINDS:
+        raise ConfigError(f"video {out} has suffix {out.suffix!r}; expected one of {', '.join(VIDEO_KINDS)}")
+    imageio = require("imageio.v2", extra="video")
+    config = replace(
+        env, num_envs=1, vectoriser="sync", clip_reward=False, kwargs={**env.kwargs, "render_mode": "rgb_array"}
+    )
+    stepper = make_env(config, seed=seed)
+    returns: list[float] = []
+    frames: list[np.ndarray] = []
+    try:
+        actor = Actor(policy, 1, seed=seed)
+        obs = stepper.reset(seed)
+        while len(returns) < episodes and len(frames) < max_frames:
+            frames.append(_frame(stepper.env, env.id))
+            result = stepper.step(actor.act(obs, deterministic=True).env_action.numpy())
+            actor.advance(result.starts_N, result.valid_N)
+            obs = result.obs
+            returns += [float(end.episode_return) for end in result.episodes]
+        fps = fps or int(stepper.env.metadata.get("render_fps", 30))
+    finally:
+        stepper.close()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(imageio, out, frames, fps)
+    return returns
+
+
+def _frame(env: Any, env_id: str) -> np.ndarray:
+    rendered = env.render()
+    frame = rendered[0] if isinstance(rendered, tuple | list) else rendered
+    if frame is None:
+        raise EnvError(f"{env_id} renders nothing in mode 'rgb_array'; it cannot be recorded")
+    return np.asarray(frame)
+
+
+def _write(imageio: Any, out: Path, frames: list[np.ndarray], fps: int) -> None:
+    if out.suffix == ".gif":
+        imageio.mimsave(out, frames, duration=1000.0 / fps, loop=0)
+        return
+    # H.264 wants even sizes.
+    height, width = (size - size % 2 for size in frames[0].shape[:2])
+    imageio.mimsave(out, [frame[:height, :width] for frame in frames], fps=fps, macro_block_size=1)
