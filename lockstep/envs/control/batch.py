@@ -82,7 +82,7 @@ class BatchVectorEnv(gym.vector.VectorEnv, ArrayState):
         reward_N, terminated_N = self.sim.step(actions)
         self._steps += 1
         truncated_N = self._steps >= self._limit
-        if self.mode is AutoresetMode.NEXT_STEP and self._pending.any():
+        if self.mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self._pending):
             rows = np.flatnonzero(self._pending)
             self._start(rows)
             reward_N[rows], terminated_N[rows], truncated_N[rows] = 0.0, False, False
@@ -91,7 +91,7 @@ class BatchVectorEnv(gym.vector.VectorEnv, ArrayState):
         ended_N = terminated_N | truncated_N
         if self.mode is AutoresetMode.NEXT_STEP:
             self._pending = ended_N
-        elif self.mode is AutoresetMode.SAME_STEP and ended_N.any():
+        elif self.mode is AutoresetMode.SAME_STEP and np.count_nonzero(ended_N):
             infos["final_obs"] = obs
             self._start(np.flatnonzero(ended_N))
             obs = self.sim.observe()

@@ -18,6 +18,7 @@ from lockstep.envs.control.restore import ArrayRestore, ReplayRestore
 from lockstep.envs.control.serial import SerialVectorEnv
 from lockstep.envs.control.single import find_spec, make_single
 from lockstep.envs.control.stepper import Stepper
+from lockstep.envs.control.workers import WorkerVectorEnv
 
 MODES = {
     "next_step": AutoresetMode.NEXT_STEP,
@@ -77,11 +78,23 @@ def find_native(config: EnvConfig) -> Callable[[EnvConfig], Stepper] | None:
 
 
 def _sync(config: EnvConfig) -> Stepper:
-    env = SerialVectorEnv(_makers(config), MODES[config.autoreset])
+    env = SerialVectorEnv(seeded_makers(config), MODES[config.autoreset])
     return Stepper(env, mode=env.mode, restorer=ReplayRestore(env), clip_reward=config.clip_reward)
 
 
-def _makers(config: EnvConfig) -> list[Callable[[], SeededEpisodes]]:
+def _async(config: EnvConfig) -> Stepper:
+    makers = seeded_makers(config)
+    probe = makers[0]()
+    spaces = (probe.observation_space, probe.action_space)
+    probe.close()
+    env = WorkerVectorEnv(
+        makers, MODES[config.autoreset], spaces, num_workers=config.num_workers, deadline_s=config.deadline_s
+    )
+    return Stepper(env, mode=env.mode, restorer=ReplayRestore(env), clip_reward=config.clip_reward)
+
+
+def seeded_makers(config: EnvConfig) -> list[Callable[[], SeededEpisodes]]:
+    """One picklable constructor per environment."""
     mask = _probe_mask(config)
     return [partial(_make_seeded, config, i, mask) for i in range(config.num_envs)]
 
@@ -128,6 +141,6 @@ def _mujoco(config: EnvConfig) -> Stepper:
     return batch_stepper(config, MujocoSim(make_single(config), TASKS[config.id], config.num_envs, threads))
 
 
-BUILDERS: dict[str, Callable[[EnvConfig], Stepper]] = {"sync": _sync, "native": _native}
+BUILDERS: dict[str, Callable[[EnvConfig], Stepper]] = {"sync": _sync, "async": _async, "native": _native}
 NATIVE: dict[str, Callable[[EnvConfig], Stepper]] = {"CartPole-v0": _cartpole, "CartPole-v1": _cartpole}
 NATIVE |= dict.fromkeys(TASKS, _mujoco)

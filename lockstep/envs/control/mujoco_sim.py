@@ -6,7 +6,7 @@ disjoint rows (`mj_step` releases the interpreter lock). `mujoco.rollout` was no
 a step would differ from Gymnasium's.
 """
 
-# N environments, Q positions, V velocities, K actuators
+# N environments
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class MujocoSim(BatchSim):
 
     Attributes:
         spec: the single environment; holds the model, the weights and ranges of the reward, and draws the resets.
-        qpos_NQ, qvel_NV, fields: copies of the simulator arrays after the last step.
+        arrays: copies of qpos, qvel and the task's fields after the last step, [N, ...] each.
+        dt: seconds between steps.
         before: positions before the last step, as the task defines them.
     """
 
@@ -56,7 +57,7 @@ class MujocoSim(BatchSim):
         self.single, self.task, self.num_envs = single, task, num_envs
         self.spec: Any = single.unwrapped
         self.observation_space, self.action_space = single.observation_space, single.action_space
-        self.model = self.spec.model
+        self.model, self.dt = self.spec.model, self.spec.dt
         self.data = [self.mujoco.MjData(self.model) for _ in range(num_envs)]
         names = ("qpos", "qvel", *task.fields)
         # Views into the simulators' own memory, made once: reading the attribute costs a microsecond each time.
@@ -144,7 +145,7 @@ def vars_of(data: Any, name: str) -> np.ndarray:
 
 def control_cost(sim: MujocoSim, actions: np.ndarray) -> np.ndarray:
     """Weight times the squared actions, summed in the actions' own precision as Gymnasium does. [N]"""
-    cost: np.ndarray = sim.spec._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
+    cost: np.ndarray = sim.spec._ctrl_cost_weight * np.add.reduce(np.square(actions), axis=1)
     return cost
 
 
@@ -153,7 +154,7 @@ def _x(sim: MujocoSim) -> np.ndarray:
 
 
 def _velocity(sim: MujocoSim) -> np.ndarray:
-    velocity: np.ndarray = (sim.task.position(sim) - sim.before) / sim.spec.dt
+    velocity: np.ndarray = (sim.task.position(sim) - sim.before) / sim.dt
     return velocity
 
 

@@ -36,10 +36,7 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         space = self.single_observation_space
-        leaves = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
-        self._leaves = {
-            key: ((self.num_envs, *leaf.shape), canonical_dtype(leaf.dtype)) for key, leaf in leaves.items()
-        }
+        self._leaves = leaf_layout(space, self.num_envs)
         self._is_dict = isinstance(space, gym.spaces.Dict)
         self._as_scalars = isinstance(self.single_action_space, gym.spaces.Discrete)
         # The wrapper adds nothing to a step of a plain observation, so the loop calls past it.
@@ -111,3 +108,9 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         for i, obs in enumerate(self._last):
             array[i] = obs
         return array
+
+
+def leaf_layout(space: gym.Space, num_envs: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape [num_envs, ...] and canonical dtype of each leaf of a flat observation space ("" where it is one array)."""
+    leaves: dict[str, Any] = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
+    return {key: ((num_envs, *leaf.shape), canonical_dtype(leaf.dtype)) for key, leaf in leaves.items()}

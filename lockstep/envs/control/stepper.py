@@ -127,14 +127,15 @@ class Stepper:
         reward_N = np.asarray(reward, dtype=np.float64)
         next_obs = obs = self.canonical(raw, infos)
         ended_N = terminated_N | truncated_N
-        any_ended = bool(ended_N.any())
+        any_ended = np.count_nonzero(ended_N) > 0
         self.return_N += reward_N
         if self.mode is AutoresetMode.NEXT_STEP:
             valid_N, starts_N = ~pending_N, pending_N
             self.pending_N = ended_N
+            self.length_N += valid_N
         else:
             valid_N, starts_N = self._all_valid_N, ended_N
-        self.length_N += valid_N
+            self.length_N += 1
         self._check_finite(next_obs, reward_N)
         episodes: list[EpisodeEnd] = []
         if any_ended:
@@ -274,12 +275,12 @@ class Stepper:
         return self._write_action(actions)
 
     def _check_finite(self, obs: Obs, reward_N: np.ndarray | None) -> None:
-        """A sum is the cheapest detector: it is finite unless an element is not (or the sum overflowed)."""
+        """A sum of squares is the cheapest detector: finite unless an element is not, or it overflowed."""
         for key, leaf in obs.items() if isinstance(obs, dict) else (("obs", obs),):
-            if leaf.dtype.kind == "f" and not isfinite(np.add.reduce(leaf, axis=None)):
+            if leaf.dtype.kind == "f" and not isfinite(np.vdot(leaf, leaf)):
                 bad_N = ~np.isfinite(leaf.reshape(self.num_envs, -1)).all(axis=1)
                 self._raise_if_bad(bad_N, f"observation {key!r}")
-        if reward_N is not None and not isfinite(np.add.reduce(reward_N)):
+        if reward_N is not None and not isfinite(np.vdot(reward_N, reward_N)):
             self._raise_if_bad(~np.isfinite(reward_N), "reward")
 
     def _raise_if_bad(self, bad_N: np.ndarray, what: str) -> None:
