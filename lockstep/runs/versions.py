@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = {"lockstep": "lockstep-rl", "torch": "torch", "numpy": "numpy", "gymnasium": "gymnasium"}
+from lockstep import __version__
+
+_PACKAGES = ("torch", "numpy", "gymnasium")
 
 
 def describe_versions(kernels: str = "") -> dict[str, Any]:
@@ -20,7 +22,8 @@ def describe_versions(kernels: str = "") -> dict[str, Any]:
     """
     commit, dirty = _git_commit(Path(__file__).resolve().parents[2])
     return {
-        **{name: _installed(package) for name, package in _PACKAGES.items()},
+        "lockstep": __version__,
+        **{package: _installed(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "commit": commit,
         "dirty": dirty,
