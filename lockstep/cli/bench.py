@@ -1,0 +1,24 @@
+"""`lockstep bench NAME`: measure beside other libraries; every figure is printed and, with --json, written."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from lockstep.core.errors import ConfigError, unknown_name
+
+BENCHES = {
+    "control": ("lockstep.cli.bench_control", "training steps per second beside Stable-Baselines3 and SBX; predict latency"),
+    "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
+    "server": ("lockstep.cli.bench_server", "policy server under concurrent clients"),
+}
+
+
+def main(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: lockstep bench NAME [--json FILE] ...\n")
+        print("\n".join(f"  {name:<9} {summary}" for name, (_, summary) in BENCHES.items()))
+        return 0
+    if args[0] not in BENCHES:
+        raise ConfigError(unknown_name("benchmark", args[0], BENCHES))
+    return importlib.import_module(BENCHES[args[0]][0]).main(args[1:])
