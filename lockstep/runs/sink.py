@@ -109,18 +109,23 @@ class WandbSink(MetricSink):
 
     def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path, *, mode: str = "online") -> None:
         wandb: Any = require("wandb", extra="wandb")
+        self._closed = False
         self._run = wandb.init(
             project=project, name=name, id=name, config=config, dir=str(folder), mode=mode, resume="allow"
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        if self._closed:
+            raise ValueError("log() on a closed WandbSink")
         self._run.log({name: float(value) for name, value in metrics.items()}, step=int(step))
 
     def flush(self) -> None:
         """The client's own process sends in the background."""
 
     def close(self) -> None:
-        self._run.finish()
+        if not self._closed:
+            self._closed = True
+            self._run.finish()
 
 
 class MemorySink(MetricSink):

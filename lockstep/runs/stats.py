@@ -9,6 +9,7 @@ Legend: R runs of a task, B bootstrap resamples, S all scores of all tasks, P th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ def performance_profile(
     return np.mean(fractions, axis=0), low_P, high_P
 
 
+@functools.cache  # a plot asks for the same one at every group, and each takes 6 ms
 def t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t distribution, by bisection of its distribution function.
 
