@@ -1,0 +1,39 @@
+"""Exact operations for control policies: each has a naive twin (the definition) and a compiled one.
+
+A row's result depends on that row only: not on the batch it is in, its place there, or the number of threads.
+"""
+
+from lockstep.kernels.adam import FusedAdam, polyak
+from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
+from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squashed_gaussian_sample
+from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
+from lockstep.kernels.native import describe, force, num_threads, set_num_threads
+from lockstep.kernels.noise import noise_bits, normal, uniform
+from lockstep.kernels.ppo import ppo_surrogate
+from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
+
+__all__ = [
+    "ACTIVATIONS",
+    "FusedAdam",
+    "categorical_evaluate",
+    "categorical_mode",
+    "categorical_sample",
+    "describe",
+    "discounted_return",
+    "force",
+    "gae",
+    "gaussian_evaluate",
+    "gaussian_sample",
+    "linear",
+    "mlp",
+    "noise_bits",
+    "normal",
+    "nstep_returns",
+    "num_threads",
+    "polyak",
+    "ppo_surrogate",
+    "set_num_threads",
+    "squashed_gaussian_sample",
+    "uniform",
+    "vtrace",
+]

@@ -1,0 +1,30 @@
+#include "lockstep.h"
+#include "pool.h"
+
+int32_t ls_cpu_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return 3;
+  if (avx2 && avx512) return 2;
+  if (avx2) return 1;
+#endif
+  return 0;
+}
+
+int32_t ls_built_level() {
+#if defined(__AVX512BF16__)
+  return 3;
+#elif defined(__AVX512F__)
+  return 2;
+#elif defined(__AVX2__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+void ls_set_num_threads(int32_t num_threads) { pool_set_threads(num_threads); }
+int32_t ls_num_threads() { return pool_threads(); }

@@ -1,0 +1,144 @@
+// The C ABI of the CPU kernels, called from Python through ctypes.
+//
+// Matrices are row-major and contiguous. Legend: M rows, K in, N out, E ensemble members, A actions, T time, B batch.
+// Every function is safe to call from several threads on different data. Nothing here allocates memory that the caller
+// must free, and no function keeps a pointer after it returns.
+#pragma once
+#include <stdint.h>
+
+#define LS_API extern "C" __attribute__((visibility("default")))
+
+// Activations, in the order of lockstep.kernels.mlp.ACTIVATIONS.
+enum LsActivation { LS_NONE, LS_TANH, LS_RELU, LS_ELU, LS_SILU, LS_GELU, LS_SIGMOID };
+enum LsDtype { LS_FP32, LS_BF16 };
+
+// A chain of dense layers. weights[l] is [E][sizes[l]][sizes[l+1]], biases[l] is [E][sizes[l+1]] or null.
+// num_members = 0 means one chain without an ensemble dimension.
+struct LsMlp {
+  int32_t num_layers;
+  int32_t activation;         // after every layer but the last
+  int32_t output_activation;  // after the last
+  int32_t dtype;              // LsDtype of the operands of products; sums are fp32
+  int64_t num_members;
+  const int64_t* sizes;             // num_layers + 1
+  const float* const* weights;      // num_layers
+  const float* const* biases;       // num_layers, or null; single entries may be null
+};
+
+LS_API int32_t ls_cpu_level();  // best build for this processor: 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16
+LS_API int32_t ls_built_level();
+LS_API void ls_set_num_threads(int32_t num_threads);
+LS_API int32_t ls_num_threads();
+
+// y [E][M][N] = the chain applied to x: [M][K] shared by all members, or [E][M][K] when x_per_member.
+// `saved` (null: inference) receives what the backward pass needs: for every layer in order its output (all but the
+// last) and, for silu and gelu, its pre-activation; each block is [E][M][width].
+LS_API void ls_mlp_forward(const LsMlp* mlp, const float* x, float* y, float* saved, int64_t num_rows,
+                           int32_t x_per_member);
+// Gradients of a scalar with respect to x (dx null: not wanted) and to parameters (dweights null: not wanted; laid out
+// like the parameters; dbiases entries may be null).
+LS_API void ls_mlp_backward(const LsMlp* mlp, const float* x, const float* y, const float* saved, const float* dy,
+                            float* dx, float* const* dweights, float* const* dbiases, int64_t num_rows,
+                            int32_t x_per_member);
+
+// Categorical heads. A row of logits holds `num_blocks` independent choices of block_sizes[b] logits; actions are
+// [M][num_blocks]; logprob and entropy are sums over blocks, in order. Returns -1, or the first row whose action is
+// out of range (nothing is written then). The backward call expects actions that passed.
+LS_API int64_t ls_categorical_evaluate(const float* logits, const int64_t* actions, float* logprob, float* entropy,
+                                       int64_t num_rows, const int64_t* block_sizes, int64_t num_blocks);
+// dlogits from the gradients of logprob and entropy; either may be null.
+LS_API void ls_categorical_backward(const float* logits, const int64_t* actions, const float* dlogprob,
+                                    const float* dentropy, float* dlogits, int64_t num_rows,
+                                    const int64_t* block_sizes, int64_t num_blocks);
+// Gumbel-max with the given uniforms [M][sum of sizes]; uniform null takes the mode (the first maximum).
+LS_API void ls_categorical_sample(const float* logits, const float* uniform, int64_t* actions, float* logprob,
+                                  int64_t num_rows, const int64_t* block_sizes, int64_t num_blocks);
+
+// Diagonal normal. log_std_stride is 0 for log_std [A] shared by rows, A for [M][A]. normal null takes the mean.
+LS_API void ls_gaussian_evaluate(const float* mean, const float* log_std, int64_t log_std_stride, const float* actions,
+                                 float* logprob, float* entropy, int64_t num_rows, int64_t num_actions);
+LS_API void ls_gaussian_backward(const float* mean, const float* log_std, int64_t log_std_stride, const float* actions,
+                                 const float* dlogprob, const float* dentropy, float* dmean, float* dlog_std,
+                                 int64_t num_rows, int64_t num_actions);
+LS_API void ls_gaussian_sample(const float* mean, const float* log_std, int64_t log_std_stride, const float* normal,
+                               float* actions, float* logprob, int64_t num_rows, int64_t num_actions);
+// tanh-squashed; mean and log_std are [M][stride] each. normal null takes tanh(mean).
+LS_API void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride, const float* normal,
+                               float* actions, float* logprob, int64_t num_rows, int64_t num_actions);
+LS_API void ls_squashed_backward(const float* log_std, const float* normal, const float* actions,
+                                 const float* dactions, const float* dlogprob, float* dmean, float* dlog_std,
+                                 int64_t num_rows, int64_t num_actions);
+
+// PPO loss: loss [1], stats [6] = policy loss, value loss, entropy, approx kl, clip fraction, max |ratio - 1|; the
+// gradients of the loss are written at once. value_clip < 0: no value clipping. mask (bytes) may be null.
+LS_API void ls_ppo_surrogate(const float* logprob, const float* entropy, const float* value, const float* old_logprob,
+                             const float* advantage, const float* returns, const float* old_value, const uint8_t* mask,
+                             float clip, float value_clip, float value_coef, float entropy_coef, int64_t num,
+                             float* loss, float* stats, float* dlogprob, float* dentropy, float* dvalue);
+
+// One optimiser step over several tensors; returns the global gradient norm. max_norm < 0: no clipping.
+// `step` is the number of this step, from 1.
+LS_API double ls_adam(float* const* params, const float* const* grads, float* const* exp_avgs,
+                      float* const* exp_avg_sqs, const int64_t* sizes, int64_t num_tensors, double lr, double beta1,
+                      double beta2, double eps, double weight_decay, int64_t step, double max_norm);
+// target += tau * (source - target)
+LS_API void ls_polyak(float* const* targets, const float* const* sources, const int64_t* sizes, int64_t num_tensors,
+                      float tau);
+
+// Scans over time, [T][N] each. Booleans are bytes. `valid` may be null.
+LS_API void ls_gae(const float* reward, const float* value, const float* next_value, const uint8_t* terminated,
+                   const uint8_t* ended, const uint8_t* valid, float gamma, float lam, float* advantage,
+                   int64_t num_steps, int64_t num);
+LS_API void ls_discounted_return(const float* reward, const uint8_t* ended, const float* start, float gamma,
+                                 float* running, float* end, int64_t num_steps, int64_t num);
+LS_API void ls_vtrace(const float* log_rhos, const float* reward, const float* value, const float* next_value,
+                      const uint8_t* terminated, const uint8_t* ended, const uint8_t* valid, float gamma, float lam,
+                      float rho_bar, float c_bar, float* vs, float* advantage, int64_t num_steps, int64_t num);
+// n-step returns of the transitions (t, env) of a ring [T][N]; `newest` is the row written last.
+LS_API void ls_nstep_returns(const float* reward, const uint8_t* terminated, const uint8_t* ended, const int64_t* t,
+                             const int64_t* env, int64_t newest, int64_t n, float gamma, float* returns,
+                             float* discount, int64_t* last_t, int64_t num_steps, int64_t num, int64_t num_samples);
+
+// Counter-based noise: Philox4x32-10 with key = seed and counter = (column / 4, stream, position); out is [M][columns].
+LS_API void ls_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out);
+LS_API void ls_noise_bits(uint64_t seed, const int64_t* streams, const int64_t* positions, uint32_t* out,
+                          int64_t num_rows, int64_t num_columns);
+LS_API void ls_uniform(uint64_t seed, const int64_t* streams, const int64_t* positions, float* out, int64_t num_rows,
+                       int64_t num_columns);
+LS_API void ls_normal(uint64_t seed, const int64_t* streams, const int64_t* positions, float* out, int64_t num_rows,
+                      int64_t num_columns);
+
+// A whole act: normalise, actor, head, critic. Null pointers leave a part out.
+enum LsHead { LS_HEAD_CATEGORICAL, LS_HEAD_GAUSSIAN, LS_HEAD_SQUASHED, LS_HEAD_TANH, LS_HEAD_ARGMAX };
+struct LsPlan {
+  const LsMlp* actor;
+  const LsMlp* critic;
+  const float* norm_mean;
+  const float* norm_inv_std;
+  const float* log_std;        // gaussian: [A]; null: the actor's second half
+  const int64_t* block_sizes;  // categorical
+  float* features;             // [M][D], what the networks read
+  float* head_input;           // [M][actor outputs]
+  float* actions;              // [M][A], continuous heads
+  int64_t* choices;            // [M][blocks], discrete heads
+  float* logprob;              // [M]
+  float* value;                // [M]
+  int32_t head;                // LsHead
+  float norm_clip;
+  float log_std_min, log_std_max;  // squashed: the actor's log_std is clamped to these
+  float epsilon;                   // argmax: chance of a uniform choice
+  int32_t reserved;
+  int64_t num_rows, num_obs, num_actions, num_blocks;
+};
+// streams and positions [M] key the noise; they are not read when deterministic.
+LS_API void ls_plan_run(const LsPlan* plan, const float* obs, uint64_t seed, const int64_t* streams,
+                        const int64_t* positions, int32_t deterministic);
+
+// Prioritised replay: a binary tree of float64 sums and minima over `capacity` (a power of two) leaves; node 1 is the
+// root, leaf i is node capacity + i.
+LS_API void ls_sumtree_update(double* sums, double* minima, int64_t capacity, const int64_t* index,
+                              const double* value, int64_t num);
+LS_API void ls_sumtree_find(const double* sums, int64_t capacity, const double* prefix, int64_t* index, int64_t num);
+// outs[s][b] = sources[s][idx[b]], rows of row_bytes[s] bytes.
+LS_API void ls_gather_rows(const void* const* sources, void* const* outs, const int64_t* row_bytes,
+                           int64_t num_sources, const int64_t* index, int64_t num);

@@ -1,0 +1,92 @@
+// Philox4x32-10 (Salmon et al. 2011). Integers are scalar; Box-Muller goes through the vector functions.
+#include "lockstep.h"
+#include "simd.h"
+
+namespace {
+
+ALWAYS_INLINE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+  for (int round = 0; round < 10; round++) {
+    uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
+    uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
+    c[1] = (uint32_t)b;
+    c[3] = (uint32_t)a;
+    c[0] = n0;
+    c[2] = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+// Streams and positions count modulo 2^48: 32 low bits each in a word of their own, 16 high bits sharing the last.
+ALWAYS_INLINE void block_bits(uint64_t seed, uint64_t stream, uint64_t position, uint32_t block, uint32_t out[4]) {
+  out[0] = block;
+  out[1] = (uint32_t)stream;
+  out[2] = (uint32_t)position;
+  out[3] = (uint32_t)((stream >> 32) & 0xffff) | (uint32_t)(((position >> 32) & 0xffff) << 16);
+  philox(out, (uint32_t)seed, (uint32_t)(seed >> 32));
+}
+
+// 23 bits and a half: exact in float32 and never 0 or 1.
+ALWAYS_INLINE float to_uniform(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 1.1920928955078125e-7f; }
+
+template <typename Block>
+void over_blocks(uint64_t seed, const int64_t* streams, const int64_t* positions, i64 num_rows, i64 num_columns,
+                 Block&& body) {
+  for (i64 r = 0; r < num_rows; r++)
+    for (i64 c = 0; c < num_columns; c += 4) {
+      uint32_t bits[4];
+      block_bits(seed, (uint64_t)streams[r], (uint64_t)positions[r], (uint32_t)(c / 4), bits);
+      body(r * num_columns + c, num_columns - c < 4 ? num_columns - c : (i64)4, bits);
+    }
+}
+
+}  // namespace
+
+void ls_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
+  memcpy(out, counter, 16);
+  philox(out, key[0], key[1]);
+}
+
+void ls_noise_bits(uint64_t seed, const int64_t* streams, const int64_t* positions, uint32_t* out, int64_t num_rows,
+                   int64_t num_columns) {
+  over_blocks(seed, streams, positions, num_rows, num_columns, [&](i64 at, i64 num, const uint32_t* bits) {
+    for (i64 i = 0; i < num; i++) out[at + i] = bits[i];
+  });
+}
+
+void ls_uniform(uint64_t seed, const int64_t* streams, const int64_t* positions, float* out, int64_t num_rows,
+                int64_t num_columns) {
+  over_blocks(seed, streams, positions, num_rows, num_columns, [&](i64 at, i64 num, const uint32_t* bits) {
+    for (i64 i = 0; i < num; i++) out[at + i] = to_uniform(bits[i]);
+  });
+}
+
+void ls_normal(uint64_t seed, const int64_t* streams, const int64_t* positions, float* out, int64_t num_rows,
+               int64_t num_columns) {
+  // Pairs are gathered until a vector is full: lanes are pairs, (radius, angle) -> (cos, sin).
+  float radius[VLEN], angle[VLEN];
+  i64 where[VLEN];
+  bool second[VLEN];
+  i64 filled = 0;
+  for (i64 i = 0; i < VLEN; i++) radius[i] = angle[i] = 0.5f;
+  auto flush = [&]() {
+    vf s, c, rad = vsqrt(splat(-2.0f) * vlog(load(radius)));
+    vsincos_turns(load(angle), &s, &c);
+    vf first = rad * c, next = rad * s;
+    for (i64 i = 0; i < filled; i++) {
+      out[where[i]] = first[i];
+      if (second[i]) out[where[i] + 1] = next[i];
+    }
+    filled = 0;
+  };
+  over_blocks(seed, streams, positions, num_rows, num_columns, [&](i64 at, i64 num, const uint32_t* bits) {
+    for (i64 i = 0; i < num; i += 2) {
+      radius[filled] = to_uniform(bits[i]);
+      angle[filled] = to_uniform(bits[i + 1]);
+      where[filled] = at + i;
+      second[filled] = i + 1 < num;
+      if (++filled == VLEN) flush();
+    }
+  });
+  if (filled) flush();
+}

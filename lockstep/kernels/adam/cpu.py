@@ -1,0 +1,58 @@
+"""Optimiser arithmetic through the compiled kernels: all tensors of a network in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lockstep.kernels import native
+
+
+def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(tensors))(*[t.numel() for t in tensors])
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*map(Tensor.data_ptr, tensors))
+
+
+def step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    count: int,
+    max_grad_norm: float | None,
+) -> float:
+    """One Adam step in place; returns the gradient norm before clipping."""
+    kept = [None if g is None else native.contiguous(g) for g in grads]
+    norm = native.lib().ls_adam(
+        _addresses(params),
+        native.address_array([None if g is None else g.data_ptr() for g in kept]),
+        _addresses(exp_avgs),
+        _addresses(exp_avg_sqs),
+        _sizes(params),
+        len(params),
+        lr,
+        *betas,
+        eps,
+        weight_decay,
+        count,
+        -1.0 if max_grad_norm is None else max_grad_norm,
+    )
+    # The kernel writes behind autograd's back; a graph that saved a parameter must still notice.
+    torch.autograd.graph.increment_version(params)
+    return float(norm)
+
+
+def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], tau: float) -> None:
+    """target += tau * (source - target), in place."""
+    native.lib().ls_polyak(_addresses(targets), _addresses(sources), _sizes(targets), len(targets), tau)
+    torch.autograd.graph.increment_version(targets)

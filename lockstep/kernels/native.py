@@ -1,0 +1,208 @@
+"""Finds the compiled kernels, picks the build for this processor and says which implementation an op takes.
+
+The library is optional: without it every op runs its naive twin and one warning says so at the first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lockstep.core import env
+from lockstep.core.errors import ConfigError, unknown_name
+
+LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
+MODES = ("auto", "naive", "traceable")
+NATIVE_FOLDER = Path(__file__).parent / "_native"
+
+Mode = Literal["auto", "naive", "traceable"]
+
+_P, _I64, _I32, _F32, _F64, _U64 = (
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int32,
+    ctypes.c_float,
+    ctypes.c_double,
+    ctypes.c_uint64,
+)
+
+# name -> (argument types, result type); the meaning of each argument is in csrc/lockstep.h.
+SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "ls_cpu_level": ([], _I32),
+    "ls_built_level": ([], _I32),
+    "ls_set_num_threads": ([_I32], None),
+    "ls_num_threads": ([], _I32),
+    "ls_mlp_forward": ([_P, _P, _P, _P, _I64, _I32], None),
+    "ls_mlp_backward": ([_P, _P, _P, _P, _P, _P, _P, _P, _I64, _I32], None),
+    "ls_categorical_evaluate": ([_P, _P, _P, _P, _I64, _P, _I64], _I64),
+    "ls_categorical_backward": ([_P, _P, _P, _P, _P, _I64, _P, _I64], None),
+    "ls_categorical_sample": ([_P, _P, _P, _P, _I64, _P, _I64], None),
+    "ls_gaussian_evaluate": ([_P, _P, _I64, _P, _P, _P, _I64, _I64], None),
+    "ls_gaussian_backward": ([_P, _P, _I64, _P, _P, _P, _P, _P, _I64, _I64], None),
+    "ls_gaussian_sample": ([_P, _P, _I64, _P, _P, _P, _I64, _I64], None),
+    "ls_squashed_sample": ([_P, _P, _I64, _P, _P, _P, _I64, _I64], None),
+    "ls_squashed_backward": ([_P, _P, _P, _P, _P, _P, _P, _I64, _I64], None),
+    "ls_ppo_surrogate": ([_P] * 8 + [_F32] * 4 + [_I64] + [_P] * 5, None),
+    "ls_adam": ([_P] * 5 + [_I64] + [_F64] * 5 + [_I64, _F64], _F64),
+    "ls_polyak": ([_P, _P, _P, _I64, _F32], None),
+    "ls_gae": ([_P] * 6 + [_F32, _F32, _P, _I64, _I64], None),
+    "ls_discounted_return": ([_P, _P, _P, _F32, _P, _P, _I64, _I64], None),
+    "ls_vtrace": ([_P] * 7 + [_F32] * 4 + [_P, _P, _I64, _I64], None),
+    "ls_nstep_returns": ([_P] * 5 + [_I64, _I64, _F32, _P, _P, _P, _I64, _I64, _I64], None),
+    "ls_philox": ([_P, _P, _P], None),
+    "ls_noise_bits": ([_U64, _P, _P, _P, _I64, _I64], None),
+    "ls_uniform": ([_U64, _P, _P, _P, _I64, _I64], None),
+    "ls_normal": ([_U64, _P, _P, _P, _I64, _I64], None),
+    "ls_plan_run": ([_P, _P, _U64, _P, _P, _I32], None),
+    "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
+    "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),
+    "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
+}
+
+
+def open_level(level: int, *, hold_gil: bool = False) -> ctypes.CDLL:
+    """The build of one instruction-set level, with typed functions.
+
+    Raises:
+        OSError: the file is missing or cannot be loaded.
+    """
+    path = str(NATIVE_FOLDER / f"liblockstep_{LEVELS[level]}.so")
+    library: ctypes.CDLL = ctypes.PyDLL(path) if hold_gil else ctypes.CDLL(path)
+    for name, (arguments, result) in SIGNATURES.items():
+        function = library[name]
+        function.argtypes = arguments
+        function.restype = result
+        setattr(library, name, function)
+    return library
+
+
+class _State:
+    """What this process runs on. `fast` is read on every call of every op."""
+
+    def __init__(self) -> None:
+        self.library: ctypes.CDLL | None = None
+        self.library_holding_gil: ctypes.CDLL | None = None
+        self.level = -1
+        self.reason = ""
+        self.mode: Mode = "auto"
+        self.warned = False
+        self._load()
+        self.fast = self.library is not None and not env.debug_naive()
+
+    def _load(self) -> None:
+        try:
+            best = open_level(0).ls_cpu_level()
+        except (OSError, AttributeError) as error:
+            self.reason = f"no compiled kernels: {error}"
+            return
+        for level in range(best, -1, -1):
+            try:
+                self.library = open_level(level)
+                self.library_holding_gil = open_level(level, hold_gil=True)
+            except (OSError, AttributeError) as error:
+                self.reason = f"no compiled kernels: {error}"
+                continue
+            self.level = level
+            self.reason = ""
+            return
+
+
+state = _State()
+
+
+def lib() -> ctypes.CDLL:
+    """The loaded library; call only after `choose` or `usable` has said that there is one."""
+    assert state.library is not None
+    return state.library
+
+
+def usable() -> bool:
+    """True if ops take the compiled path; warns once when they cannot."""
+    if state.fast:
+        return True
+    if state.library is None and state.mode == "auto" and not state.warned:
+        state.warned = True
+        warnings.warn(
+            f"lockstep runs on its naive kernels, which are slow ({state.reason}); "
+            "install a C++ compiler and reinstall lockstep-rl to build the fast ones",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return False
+
+
+def choose(tensor: Tensor) -> str:
+    """Key of the implementation for an op on `tensor`: "cpu" for float32 on the CPU, else "naive"."""
+    if tensor.dtype is torch.float32 and tensor.is_cpu and usable():
+        return "cpu"
+    return "naive"
+
+
+@contextlib.contextmanager
+def force(mode: Mode) -> Iterator[None]:
+    """Within the context every op takes one implementation.
+
+    "naive" is the reference; "traceable" is the reference with whole matrix products, for `torch.export` and ONNX,
+    which would otherwise record one node per reduction step; "auto" is the usual choice.
+
+    >>> with force("naive"):
+    ...     state.fast
+    False
+    """
+    if mode not in MODES:
+        raise ConfigError(unknown_name("kernel mode", mode, MODES))
+    before = state.mode, state.fast
+    state.mode = mode
+    state.fast = mode == "auto" and state.library is not None and not env.debug_naive()
+    try:
+        yield
+    finally:
+        state.mode, state.fast = before
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that one kernel call may use, the caller included; results do not depend on it.
+
+    Raises:
+        ConfigError: for a number below 1.
+    """
+    if num_threads < 1:
+        raise ConfigError(f"num_threads must be at least 1; got {num_threads}")
+    if state.library is not None:
+        state.library.ls_set_num_threads(num_threads)
+        # A second handle on the same file is the same library: one pool.
+
+
+def num_threads() -> int:
+    """Threads that one kernel call may use."""
+    return int(state.library.ls_num_threads()) if state.library is not None else 1
+
+
+def describe() -> dict[str, str | int | bool]:
+    """Facts for a run's record: implementation, instruction set, bf16 dot products, threads, library or reason."""
+    found = state.library is not None
+    return {
+        "implementation": "cpu" if state.fast else "naive",
+        "level": LEVELS[state.level] if found else "none",
+        "bf16": state.level == 3,
+        "num_threads": num_threads(),
+        "library": str(NATIVE_FOLDER / f"liblockstep_{LEVELS[state.level]}.so") if found else "",
+        "reason": state.reason,
+    }
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """`tensor` itself where it is contiguous: the call costs less than `.contiguous()`."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def address_array(addresses: list[int | None]) -> ctypes.Array[ctypes.c_void_p]:
+    """A C array of pointers."""
+    return (ctypes.c_void_p * len(addresses))(*addresses)
