@@ -53,8 +53,12 @@ class ProgressDisplay:
         self._due = self._start + (0.0 if self._live else self._period)
         self._recent: deque[tuple[float, int]] = deque([(self._start, start_step)], maxlen=_WINDOW)
         self._closed = False
+        self._cost = math.inf
         if self._live:
             self._live.start()
+            # The first drawing imports and warms up what later ones find ready; the second tells their cost.
+            self._draw(self._start)
+            self._draw(self._start)
 
     def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
         """Tell where the run stands. Metrics that are not given keep their last value."""
@@ -65,8 +69,7 @@ class ProgressDisplay:
         if now < self._due:
             return
         self._draw(now)
-        # Measured by the real clock: a test's clock does not know what a drawing costs.
-        self._due = now + max(self._period, self._last_cost / COST_SHARE)
+        self._due = now + max(self._period, self._cost / COST_SHARE)
 
     def close(self) -> None:
         """Draw the final state, with the mean rate of the whole run."""
@@ -109,7 +112,8 @@ class ProgressDisplay:
             title = f"{self._title}: " if self._title else ""
             self._stream.write(f"{title}{share:4.0%} | {' | '.join(parts)}\n")
             self._stream.flush()
-        self._last_cost = time.perf_counter() - began
+        # By the real clock, which is not a test's; the least, because a busy machine makes single drawings look slow.
+        self._cost = min(self._cost, time.perf_counter() - began)
 
 
 def number_text(value: float) -> str:

@@ -6,10 +6,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
-
-from lockstep import __version__
 
 _PACKAGES = ("torch", "numpy", "gymnasium")
 
@@ -22,7 +21,8 @@ def describe_versions(kernels: str = "") -> dict[str, Any]:
     """
     commit, dirty = _git_commit(Path(__file__).resolve().parents[2])
     return {
-        "lockstep": __version__,
+        # The package itself is above every room; it is loaded, being this module's parent.
+        "lockstep": sys.modules["lockstep"].__version__,
         **{package: _installed(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "commit": commit,
