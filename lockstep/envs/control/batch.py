@@ -15,6 +15,9 @@ from gymnasium.vector.utils import batch_space
 from lockstep.envs.control.episodes import episode_seed
 from lockstep.envs.control.restore import ArrayState
 
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(reward_N float64, terminated_N bool, truncated_N bool: cut off by the simulator itself, not by a time limit)."""
+
 
 class BatchSim(ABC):
     """N copies of one simulator, stepped together.
@@ -23,16 +26,16 @@ class BatchSim(ABC):
     """
 
     num_envs: int
-    observation_space: gym.Space
-    action_space: gym.Space
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
 
     @abstractmethod
     def reset_rows(self, rows: list[int], seeds: list[int]) -> None:
         """Start an episode in each of `rows`."""
 
     @abstractmethod
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(reward_N float64, terminated_N bool) of one step of every row. `actions` are in the space's own dtype."""
+    def step(self, actions: np.ndarray) -> Outcome:
+        """One step of every row. `actions` are in the space's own dtype. Rewards and terminations are fresh arrays."""
 
     @abstractmethod
     def observe(self) -> np.ndarray:
@@ -79,9 +82,9 @@ class BatchVectorEnv(gym.vector.VectorEnv, ArrayState):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every row. In SAME_STEP mode `final_obs` holds the true next observation of all rows."""
-        reward_N, terminated_N = self.sim.step(actions)
+        reward_N, terminated_N, cut_N = self.sim.step(actions)
         self._steps += 1
-        truncated_N = self._steps >= self._limit
+        truncated_N = cut_N | (self._steps >= self._limit)
         if self.mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self._pending):
             rows = np.flatnonzero(self._pending)
             self._start(rows)

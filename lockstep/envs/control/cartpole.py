@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from lockstep.core.errors import EnvError
-from lockstep.envs.control.batch import BatchSim
+from lockstep.envs.control.batch import BatchSim, Outcome
 
 GRAVITY, MASS_CART, MASS_POLE, HALF_LENGTH, FORCE, TAU = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 MASS = MASS_POLE + MASS_CART
@@ -32,6 +32,7 @@ class CartPoleSim(BatchSim):
         self.observation_space, self.action_space = single.observation_space, single.action_space
         self._sutton_barto = sutton_barto_reward
         self._state_4N = np.zeros((4, num_envs), np.float64)
+        self._never_N = np.zeros(num_envs, np.bool_)
         self._limit_2 = np.array([[X_LIMIT], [ANGLE_LIMIT]])
 
     def reset_rows(self, rows: list[int], seeds: list[int]) -> None:
@@ -39,7 +40,7 @@ class CartPoleSim(BatchSim):
         for i, seed in zip(rows, seeds, strict=True):
             self._state_4N[:, i] = seeding.np_random(seed)[0].uniform(low=-0.05, high=0.05, size=(4,))
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray) -> Outcome:
         """One Euler step of 20 ms."""
         if ((actions < 0) | (actions > 1)).any():
             raise EnvError(f"CartPole takes actions 0 and 1, got {actions.tolist()}")
@@ -57,9 +58,9 @@ class CartPoleSim(BatchSim):
         np.subtract(temp_N, POLE_MOMENT * spin_rate_N * cos_N / MASS, out=rate_4N[1])
         rate_4N *= TAU
         state_4N += rate_4N
-        terminated_N = (np.abs(state_4N[::2]) > self._limit_2).any(axis=0)
-        reward_N = 0.0 - terminated_N if self._sutton_barto else np.ones(self.num_envs)
-        return reward_N, terminated_N
+        terminated_N: np.ndarray = np.logical_or.reduce(np.abs(state_4N[::2]) > self._limit_2, axis=0)
+        reward_N: np.ndarray = 0.0 - terminated_N if self._sutton_barto else np.ones(self.num_envs)
+        return reward_N, terminated_N, self._never_N
 
     def observe(self) -> np.ndarray:
         """[N, 4] float32."""

@@ -159,11 +159,13 @@ class SeededEpisodes(gym.Wrapper):
         return np.asarray(info[MASK_KEY], dtype=np.int8)
 
 
-def flat_space(space: gym.Space, codec: ObsCodec, action_space: gym.Space, mask: MaskSource | None) -> gym.Space:
+def flat_space(
+    space: gym.Space[Any], codec: ObsCodec, action_space: gym.Space[Any], mask: MaskSource | None
+) -> gym.Space[Any]:
     """Gymnasium space of what `SeededEpisodes` gives: the space itself, or a flat Dict."""
     if not codec.is_dict and mask is None:
         return space
-    spaces: dict[str, gym.Space] = {}
+    spaces: dict[str, gym.Space[Any]] = {}
     if codec.is_dict:
         for key, path in codec.paths:
             leaf: Any = space

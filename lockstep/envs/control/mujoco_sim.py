@@ -20,9 +20,9 @@ import numpy as np
 
 from lockstep.core.errors import DeadlineError
 from lockstep.core.extras import require
-from lockstep.envs.control.batch import BatchSim
+from lockstep.envs.control.batch import BatchSim, Outcome
 
-Outcome = tuple[np.ndarray, np.ndarray]
+Judgement = tuple[np.ndarray, np.ndarray]
 """(reward_N float64, terminated_N bool)."""
 
 
@@ -31,11 +31,11 @@ class Task:
     """How a task reads its simulator.
 
     `fields` are the `MjData` arrays that it reads besides qpos and qvel; `observe(sim)` gives [N, ...]; `judge(sim,
-    actions)` gives the outcome, where `sim.before` is `position(sim)` of the step before.
+    actions)` gives rewards and terminations, where `sim.before` is `position(sim)` of the step before.
     """
 
     observe: Callable[[MujocoSim], np.ndarray]
-    judge: Callable[[MujocoSim, np.ndarray], Outcome]
+    judge: Callable[[MujocoSim, np.ndarray], Judgement]
     position: Callable[[MujocoSim], np.ndarray]
     fields: tuple[str, ...] = ()
     needs_forces: bool = False
@@ -55,9 +55,10 @@ class MujocoSim(BatchSim):
     def __init__(self, single: gym.Env, task: Task, num_envs: int, num_threads: int) -> None:
         self.mujoco = require("mujoco", extra="mujoco")
         self.single, self.task, self.num_envs = single, task, num_envs
-        self.spec: Any = single.unwrapped
+        self.spec = _untyped(single.unwrapped)
         self.observation_space, self.action_space = single.observation_space, single.action_space
-        self.model, self.dt = self.spec.model, self.spec.dt
+        self.model: Any = self.spec.model
+        self.dt: float = self.spec.dt
         self.data = [self.mujoco.MjData(self.model) for _ in range(num_envs)]
         names = ("qpos", "qvel", *task.fields)
         # Views into the simulators' own memory, made once: reading the attribute costs a microsecond each time.
@@ -65,6 +66,7 @@ class MujocoSim(BatchSim):
         self._controls = [data.ctrl for data in self.data]
         self.arrays = {name: np.stack(views) for name, views in self._views.items()}
         self.before = np.copy(task.position(self))
+        self._never_N = np.zeros(num_envs, np.bool_)
         num_threads = max(1, min(num_threads, num_envs))
         self._chunks = [chunk.tolist() for chunk in np.array_split(np.arange(num_envs), num_threads)]
         self._pool = ThreadPoolExecutor(num_threads - 1, "mujoco") if num_threads > 1 else None
@@ -89,9 +91,9 @@ class MujocoSim(BatchSim):
                 raise DeadlineError("a MuJoCo thread has not finished a step in 60 s; use num_threads=1")
             for future in done:
                 future.result()
-        outcome = self.task.judge(self, actions)
+        reward_N, terminated_N = self.task.judge(self, actions)
         self.before = np.copy(self.task.position(self))
-        return outcome
+        return reward_N, terminated_N, self._never_N
 
     def observe(self) -> np.ndarray:
         """[N, size] float32."""
@@ -137,6 +139,11 @@ class MujocoSim(BatchSim):
             array[i] = self._views[name][i]
 
 
+def _untyped(env: Any) -> Any:
+    """Gymnasium types `unwrapped` as a plain `Env`; the task's own attributes are what is needed."""
+    return env
+
+
 def vars_of(data: Any, name: str) -> np.ndarray:
     """Array `name` of an `MjData` (an extension type, whose fields are properties of its class)."""
     view: np.ndarray = type(data).__dict__[name].__get__(data)
@@ -167,13 +174,13 @@ def _observe_skipping(skip: int, clip: bool = False) -> Callable[[MujocoSim], np
     return observe
 
 
-def _judge_forward(sim: MujocoSim, actions: np.ndarray) -> Outcome:
+def _judge_forward(sim: MujocoSim, actions: np.ndarray) -> Judgement:
     reward_N = sim.spec._forward_reward_weight * _velocity(sim) - control_cost(sim, actions)
     return reward_N, np.zeros(sim.num_envs, np.bool_)
 
 
-def _judge_walker(healthy: Callable[[MujocoSim], np.ndarray]) -> Callable[[MujocoSim, np.ndarray], Outcome]:
-    def judge(sim: MujocoSim, actions: np.ndarray) -> Outcome:
+def _judge_walker(healthy: Callable[[MujocoSim], np.ndarray]) -> Callable[[MujocoSim, np.ndarray], Judgement]:
+    def judge(sim: MujocoSim, actions: np.ndarray) -> Judgement:
         spec, healthy_N = sim.spec, healthy(sim)
         costs_N: np.ndarray = control_cost(sim, actions)
         if sim.task.needs_forces:
@@ -192,18 +199,22 @@ def _within(value: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 def _walker_healthy(sim: MujocoSim) -> np.ndarray:
     qpos = sim.arrays["qpos"]
-    return _within(qpos[:, 1], sim.spec._healthy_z_range) & _within(qpos[:, 2], sim.spec._healthy_angle_range)
+    healthy: np.ndarray = _within(qpos[:, 1], sim.spec._healthy_z_range)
+    healthy &= _within(qpos[:, 2], sim.spec._healthy_angle_range)
+    return healthy
 
 
 def _hopper_healthy(sim: MujocoSim) -> np.ndarray:
     state = np.concatenate((sim.arrays["qpos"][:, 2:], sim.arrays["qvel"]), axis=1)
-    return _walker_healthy(sim) & _within(state, sim.spec._healthy_state_range).all(axis=1)
+    healthy: np.ndarray = _walker_healthy(sim) & _within(state, sim.spec._healthy_state_range).all(axis=1)
+    return healthy
 
 
 def _ant_healthy(sim: MujocoSim) -> np.ndarray:
     qpos, (low, high) = sim.arrays["qpos"], sim.spec._healthy_z_range
     finite = np.isfinite(qpos).all(axis=1) & np.isfinite(sim.arrays["qvel"]).all(axis=1)
-    return finite & (low <= qpos[:, 2]) & (qpos[:, 2] <= high)
+    healthy: np.ndarray = finite & (low <= qpos[:, 2]) & (qpos[:, 2] <= high)
+    return healthy
 
 
 def _ant_x(sim: MujocoSim) -> np.ndarray:
@@ -225,7 +236,7 @@ def _observe_pendulum(sim: MujocoSim) -> np.ndarray:
     return np.concatenate((sim.arrays["qpos"], sim.arrays["qvel"]), axis=1)
 
 
-def _judge_pendulum(sim: MujocoSim, actions: np.ndarray) -> Outcome:
+def _judge_pendulum(sim: MujocoSim, actions: np.ndarray) -> Judgement:
     obs = _observe_pendulum(sim)
     terminated_N = ~np.isfinite(obs).all(axis=1) | (np.abs(obs[:, 1]) > 0.2)
     return (~terminated_N).astype(np.float64), terminated_N
@@ -237,7 +248,7 @@ def _observe_double(sim: MujocoSim) -> np.ndarray:
     return np.concatenate((qpos[:, :1], np.sin(qpos[:, 1:]), np.cos(qpos[:, 1:]), qvel, constraint), axis=1)
 
 
-def _judge_double(sim: MujocoSim, actions: np.ndarray) -> Outcome:
+def _judge_double(sim: MujocoSim, actions: np.ndarray) -> Judgement:
     x, y = sim.arrays["site_xpos"][:, 0, 0], sim.arrays["site_xpos"][:, 0, 2]
     v1, v2 = sim.arrays["qvel"][:, 1], sim.arrays["qvel"][:, 2]
     terminated_N = y <= 1

@@ -126,7 +126,7 @@ class WrappedReplay:
     """
 
     def __init__(self, env: gym.vector.VectorEnv) -> None:
-        self._env = env
+        self._env: Any = env
 
     def restore(self, base_seed: int, plans: list[Replay]) -> tuple[Any, np.ndarray]:
         """See `Replayable`."""

@@ -59,7 +59,9 @@ class SerialVectorEnv(gym.vector.VectorEnv):
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment, in order."""
         n = self.num_envs
-        rewards, ended, restarts = [0.0] * n, self._ended, []
+        rewards: list[Any] = [0.0] * n
+        restarts: list[int] = []
+        ended = self._ended
         terminated, truncated = [False] * n, [False] * n
         last = self._last
         same_step, next_step = self.mode is AutoresetMode.SAME_STEP, self.mode is AutoresetMode.NEXT_STEP
@@ -92,6 +94,10 @@ class SerialVectorEnv(gym.vector.VectorEnv):
             self._ended[i] = plans[i].is_pending
         return self._stack(), faithful_N
 
+    def render(self) -> tuple[Any, ...]:
+        """Frames of all environments."""
+        return tuple(env.render() for env in self.envs)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close every environment."""
         for env in self.envs:
@@ -110,7 +116,7 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         return array
 
 
-def leaf_layout(space: gym.Space, num_envs: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def leaf_layout(space: gym.Space[Any], num_envs: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape [num_envs, ...] and canonical dtype of each leaf of a flat observation space ("" where it is one array)."""
     leaves: dict[str, Any] = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
     return {key: ((num_envs, *leaf.shape), canonical_dtype(leaf.dtype)) for key, leaf in leaves.items()}

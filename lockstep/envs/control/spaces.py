@@ -30,12 +30,12 @@ class ObsCodec:
         EnvError: for spaces that have no array form (graphs, sequences).
     """
 
-    def __init__(self, space: gym.Space) -> None:
+    def __init__(self, space: gym.Space[Any]) -> None:
         self.dropped: list[str] = []
         if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
             leaves = _leaves(space, ())
-            self.dropped = [".".join(map(str, path)) for path, leaf in leaves if isinstance(leaf, gym.spaces.Text)]
-            kept = [(path, leaf) for path, leaf in leaves if not isinstance(leaf, gym.spaces.Text)]
+            self.dropped = [".".join(map(str, path)) for path, leaf in leaves if _is_text(leaf)]
+            kept = [(path, leaf) for path, leaf in leaves if not _is_text(leaf)]
             self.paths: list[tuple[str, tuple[Any, ...]]] = [(".".join(map(str, path)), path) for path, _ in kept]
             self.space: Space = DictSpace(
                 {
@@ -76,7 +76,7 @@ class ObsCodec:
         return _cast(flat, self.space, num_envs, self.starts[""], "obs")
 
 
-def leaf_space(space: gym.Space) -> Space:
+def leaf_space(space: gym.Space[Any]) -> Space:
     """Canonical form of a Box, Discrete, MultiDiscrete or MultiBinary space.
 
     Raises:
@@ -100,7 +100,7 @@ def leaf_space(space: gym.Space) -> Space:
     )
 
 
-def action_space_of(space: gym.Space) -> Space:
+def action_space_of(space: gym.Space[Any]) -> Space:
     """Canonical action space: MultiBinary(n) becomes n choices of two.
 
     Raises:
@@ -113,13 +113,13 @@ def action_space_of(space: gym.Space) -> Space:
     raise EnvError(f"action space {space} is not supported; supported: Box, Discrete, MultiDiscrete, MultiBinary")
 
 
-def mask_space(space: gym.Space) -> BoxSpace:
+def mask_space(space: gym.Space[Any]) -> BoxSpace:
     """Space of an action mask that the environment declares in its observation."""
     size = int(np.prod(space.shape or ()))
     return BoxSpace((size,), "bool", (0.0,), (1.0,))
 
 
-def mask_size(action_space: gym.Space) -> int:
+def mask_size(action_space: gym.Space[Any]) -> int:
     """Length of an action mask: choices of a Discrete space, or those of all parts of a MultiDiscrete one.
 
     Raises:
@@ -135,15 +135,13 @@ def mask_size(action_space: gym.Space) -> int:
 
 def canonical_dtype(dtype: Any) -> np.dtype:
     """float64 -> float32, bool -> uint8, other types unchanged."""
-    dtype = np.dtype(dtype)
-    if dtype == np.float64:
+    given: np.dtype[Any] = np.dtype(dtype)
+    if given == np.float64:
         return np.dtype(np.float32)
-    if dtype == np.bool_:
-        return np.dtype(np.uint8)
-    return dtype
+    return np.dtype(np.uint8) if given == np.bool_ else given
 
 
-def action_writer(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
+def action_writer(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
     """Function from canonical actions [N, ...] to a fresh array in the environment's own dtype and offset."""
     if isinstance(space, gym.spaces.Discrete):
         start = int(space.start)
@@ -172,7 +170,7 @@ def _cast(value: Any, space: Space, num_envs: int, start: Any, key: str) -> np.n
     return array.astype(dtype, copy=False)
 
 
-def _start(space: gym.Space) -> Any:
+def _start(space: gym.Space[Any]) -> Any:
     """Offset to subtract from a discrete observation, None where it is 0 or has no meaning."""
     if isinstance(space, gym.spaces.Discrete):
         return int(space.start) or None
@@ -181,12 +179,16 @@ def _start(space: gym.Space) -> Any:
     return None
 
 
-def _leaves(space: gym.Space, path: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], gym.Space]]:
+def _leaves(space: gym.Space[Any], path: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], gym.Space[Any]]]:
     if isinstance(space, gym.spaces.Dict):
         return [leaf for key, sub in space.spaces.items() for leaf in _leaves(sub, (*path, key))]
     if isinstance(space, gym.spaces.Tuple):
         return [leaf for index, sub in enumerate(space.spaces) for leaf in _leaves(sub, (*path, index))]
     return [(path, space)]
+
+
+def _is_text(space: gym.Space[Any]) -> bool:
+    return space.dtype is not None and np.dtype(space.dtype).kind == "U"
 
 
 def _bounds(space: gym.spaces.Box, dtype: np.dtype) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -25,6 +25,8 @@ from lockstep.envs.control.episodes import EpisodeEnd, episode_seed
 from lockstep.envs.control.restore import NoRestore, Restorer
 from lockstep.envs.control.spaces import MASK_KEY, Obs, ObsCodec, action_space_of, action_writer, mask_size
 
+__all__ = ["EnvStep", "EpisodeEnd", "Stepper"]
+
 
 @dataclass(slots=True)
 class EnvStep:
@@ -96,17 +98,18 @@ class Stepper:
 
     def reset(self, seed: int) -> Obs:
         """Start the first episode of every environment under base seed `seed`."""
-        obs, infos = self.env.reset(seed=[seed] * self.num_envs if self._seed_each else seed)
+        seeds: Any = [seed] * self.num_envs if self._seed_each else seed
+        obs, infos = self.env.reset(seed=seeds)
         self.seed, self.num_steps = seed, 0
         if MASK_KEY in infos and not self._mask_from_info:
             self._add_mask_to_space()
         for array in (self.return_N, self.length_N, self.episode_N, self.pending_N):
             array.fill(0)
         self.starts_N = np.ones(self.num_envs, np.bool_)
-        self.obs = self.canonical(obs, infos)
-        self._check_finite(self.obs, None)
+        first = self.obs = self.canonical(obs, infos)
+        self._check_finite(first, None)
         self.restorer.on_reset()
-        return self.obs
+        return first
 
     def step(self, actions: np.ndarray) -> EnvStep:
         """Step every environment.
@@ -152,6 +155,17 @@ class Stepper:
         return EnvStep(
             next_obs, obs, reward_N.astype(np.float32), terminated_N, truncated_N, valid_N, starts_N, episodes
         )
+
+    def render(self) -> np.ndarray:
+        """Picture of environment 0 as it is now, [height, width, 3] uint8.
+
+        Raises:
+            EnvError: the environment was not made with `kwargs={"render_mode": "rgb_array"}`, or has no picture.
+        """
+        frames = self.env.render()
+        if not frames or frames[0] is None:
+            raise EnvError("no picture; make the environment with vectoriser='sync' and kwargs render_mode='rgb_array'")
+        return np.asarray(frames[0])
 
     def close(self) -> None:
         """Release processes, threads and windows. A closed stepper cannot be used again."""
@@ -211,12 +225,12 @@ class Stepper:
     def describe(self) -> dict[str, Any]:
         """What was resolved: vectoriser, autoreset mode, restore method, notes. JSON-able."""
         return {
+            "dropped": list(self._codec.dropped),
             **self.about,
             "num_envs": self.num_envs,
             "autoreset": self.mode.name.lower(),
             "restore": self.restorer.method,
             "restore_note": self.restorer.note,
-            "dropped": list(self._codec.dropped),
         }
 
     def canonical(self, raw: Any, infos: dict[str, Any]) -> Obs:
@@ -278,7 +292,7 @@ class Stepper:
         """A sum of squares is the cheapest detector: finite unless an element is not, or it overflowed."""
         for key, leaf in obs.items() if isinstance(obs, dict) else (("obs", obs),):
             if leaf.dtype.kind == "f" and not isfinite(np.vdot(leaf, leaf)):
-                bad_N = ~np.isfinite(leaf.reshape(self.num_envs, -1)).all(axis=1)
+                bad_N = ~np.logical_and.reduce(np.isfinite(leaf.reshape(self.num_envs, -1)), axis=1)
                 self._raise_if_bad(bad_N, f"observation {key!r}")
         if reward_N is not None and not isfinite(np.vdot(reward_N, reward_N)):
             self._raise_if_bad(~np.isfinite(reward_N), "reward")
@@ -313,9 +327,10 @@ def _equal_rows(one: Obs, two: Obs) -> np.ndarray:
     """bool_N: rows that agree bit for bit."""
     if isinstance(one, dict):
         assert isinstance(two, dict)
-        return np.logical_and.reduce([_equal_rows(leaf, two[key]) for key, leaf in one.items()])
+        return np.asarray(np.stack([_equal_rows(leaf, two[key]) for key, leaf in one.items()]).all(axis=0))
     assert not isinstance(two, dict)
-    return (one.reshape(len(one), -1) == np.asarray(two).reshape(len(one), -1)).all(axis=1)
+    same = one.reshape(len(one), -1) == np.asarray(two).reshape(len(one), -1)
+    return np.asarray(np.logical_and.reduce(same, axis=1))
 
 
 def _pick_rows(mask_N: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:

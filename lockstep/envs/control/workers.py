@@ -63,7 +63,7 @@ class WorkerVectorEnv(gym.vector.VectorEnv):
         self,
         makers: Makers,
         mode: AutoresetMode,
-        spaces: tuple[gym.Space, gym.Space],
+        spaces: tuple[gym.Space[Any], gym.Space[Any]],
         *,
         num_workers: int,
         deadline_s: float,
@@ -176,7 +176,7 @@ class WorkerVectorEnv(gym.vector.VectorEnv):
         return f"its exit code is {self._processes[k].exitcode}"
 
 
-def _layout(obs: Layout, action_space: gym.Space, num_envs: int) -> Layout:
+def _layout(obs: Layout, action_space: gym.Space[Any], num_envs: int) -> Layout:
     flags = {name: ((num_envs,), np.dtype(np.bool_)) for name in ("terminated", "truncated", "has_final")}
     assert action_space.shape is not None
     return {
