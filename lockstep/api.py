@@ -179,8 +179,10 @@ def _replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
-    with directory:
-        session = Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
+    with (
+        directory,
+        Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume) as session,
+    ):
         result = train_function(type(config).__name__)[1](config, session)
     return Run(directory.path, result)
 

@@ -121,7 +121,7 @@ class Collector:
         self.exact = self.env.load_state_dict(data["env"])
         self.actor.load_state_dict(data["actor"])
         self.obs = self.env.obs
-        self.actor.starts = torch.from_numpy(np.array(self.env.starts_N))
+        self.actor.starts.numpy()[:] = self.env.starts_N
 
     @staticmethod
     def _link(rollout: Rollout, t: int) -> None:

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -195,9 +195,19 @@ class Session:
                 results["return"] = str(evaluation)
             self.policy.version = self.step
             save_policy(self.policy, self.directory.policy_path, results=results, title=self.directory.path.name)
+        self.close()
+        return Result(self.policy, evaluation, self.step, self.train_seconds)
+
+    def close(self) -> None:
+        """Release the metric sink; safe to call twice, and what leaving a `with` block does."""
         if self.sink is not None:
             self.sink.close()
-        return Result(self.policy, evaluation, self.step, self.train_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _crossed(self, before: int) -> Callable[[int], bool]:
         return lambda every: every > 0 and (before // every != self.step // every or not self.running)

@@ -60,11 +60,8 @@ class Actor:
 
     def advance(self, starts_N: np.ndarray, valid_N: np.ndarray | None = None) -> None:
         """After the environment stepped: which rows begin an episode, which rows' decision counted."""
-        self.starts = torch.from_numpy(starts_N)
-        if valid_N is None:
-            self.positions += 1
-        else:
-            self.positions += torch.from_numpy(valid_N)
+        self.starts.numpy()[:] = starts_N
+        self.positions.numpy()[:] += 1 if valid_N is None else valid_N
 
     @torch.no_grad()
     def values(self, obs: Any, rows: Tensor | None = None, *, continues: bool = False) -> Tensor:
@@ -91,7 +88,7 @@ class Actor:
         if self._plan is not None:
             return self._plan.predict(obs)
         step = self.act(tree_map(lambda x: np.asarray(x)[None], obs), deterministic=True)
-        self.starts = torch.zeros(1, dtype=torch.bool)
+        self.starts.zero_()
         return step.env_action[0].numpy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +103,9 @@ class Actor:
 
 
 def as_tensor(array: np.ndarray | Tensor) -> Tensor:
-    """Numpy array -> tensor that shares its memory; float64 becomes float32."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    """Numpy array -> tensor that shares its memory (a copy of read-only ones); float64 becomes float32."""
+    if isinstance(array, Tensor):
+        tensor = array
+    else:
+        tensor = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor

@@ -15,7 +15,7 @@ from lockstep.core.spaces import BoxSpace, Space
 from lockstep.core.tree import tree_map
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env
-from lockstep.models.control.actor import Actor
+from lockstep.models.control.actor import Actor, as_tensor
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
 from lockstep.rl.losses import a2c_loss
@@ -118,7 +118,7 @@ def train(config: A2CConfig, session: Session) -> Result:
         loss.backward()
         optimiser.step(max_grad_norm=config.max_grad_norm)
         for obs in rollout.obs:
-            policy.preprocess.update(tree_map(torch.from_numpy, obs))
+            policy.preprocess.update(tree_map(as_tensor, obs))
         session.advance(rollout.num_valid, metrics, episodes)
     env.close()
     return session.finish()
@@ -134,6 +134,7 @@ def _targets(config: A2CConfig, reward: torch.Tensor, rollout: Rollout) -> tuple
             rollout.next_value,
             rollout.terminated,
             rollout.ended,
+            rollout.valid,
             config.gamma,
         )
         return advantage, value_target

@@ -19,7 +19,7 @@ from lockstep.core.spaces import BoxSpace, Space
 from lockstep.core.tree import tree_map
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env
-from lockstep.models.control.actor import Actor
+from lockstep.models.control.actor import Actor, as_tensor
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
 from lockstep.rl.losses import ppo_loss
@@ -146,7 +146,7 @@ def train(config: PPOConfig, session: Session) -> Result:
             loss.backward()
             optimiser.step(max_grad_norm=config.max_grad_norm)
         for obs in rollout.obs:
-            policy.preprocess.update(tree_map(torch.from_numpy, obs))
+            policy.preprocess.update(tree_map(as_tensor, obs))
         metrics["learning_rate"] = torch.tensor(optimiser.lr)
         session.advance(rollout.num_valid, metrics, episodes)
     env.close()
