@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lockstep.kernels import mlp
 from lockstep.layers.linear import MLP
 from lockstep.models.control.networks import Encoder
 from lockstep.models.control.preprocess import Features
 from lockstep.models.control.spec import NetworkConfig
-from lockstep.kernels import mlp
 
 
 class Critics(nn.Module):
