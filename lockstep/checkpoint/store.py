@@ -92,6 +92,7 @@ class Checkpointer:
         """
         if not 0 <= step < 10**12:
             raise CheckpointError(f"step={step}; expected 0 <= step < 10**12")
+        step = int(step)
         tree, arrays = state_to_json(state)
         target = self.folder / f"step_{step:012d}"
         scratch = self.folder / f".writing-{os.getpid()}"
@@ -102,7 +103,7 @@ class Checkpointer:
             tensors_bytes, tensors_crc32 = write_tensors(scratch / TENSORS, arrays)
             text = json.dumps(tree, allow_nan=False).encode()
             _write_synced(scratch / STATE, text)
-            finite = score if score is not None and math.isfinite(score) else None
+            finite = float(score) if score is not None and math.isfinite(score) else None
             manifest = Manifest(FORMAT_VERSION, step, finite, tensors_bytes, tensors_crc32, len(text), zlib.crc32(text))
             _write_synced(scratch / MANIFEST, _manifest_text(manifest))
             _sync_folder(scratch)
@@ -137,6 +138,8 @@ class Checkpointer:
             try:
                 loaded = read_checkpoint(folder)
             except CheckpointError as error:
+                if not folder.exists():
+                    return self.load()  # pruned while it was read, so a newer one is complete
                 reasons.append(str(error))
                 continue
             if reasons:

@@ -63,7 +63,10 @@ def truncate_after(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     records = read_jsonl(path)
-    kept = [record for record in records if record["step"] <= step]
+    try:
+        kept = [record for record in records if record["step"] <= step]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: a record without a numeric `step` ({error!r}): the file is damaged") from error
     scratch = path.with_name(path.name + ".writing")
     scratch.write_text("".join(json_line(record) for record in kept))
     os.replace(scratch, path)

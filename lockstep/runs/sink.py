@@ -56,7 +56,7 @@ class JsonlSink(MetricSink):
         trim_partial_line(path)
         last = last_record(path)
         self._clock = clock
-        self._start = clock() - (float(last["wall_s"]) if last else 0.0)
+        self._start = clock() - (float(last.get("wall_s", 0.0)) if last else 0.0)
         self._file = path.open("a")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

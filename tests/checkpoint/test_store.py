@@ -206,6 +206,25 @@ def test_falls_back_to_the_previous_one_saying_so(tmp_path: Path) -> None:
         store.load(newest)
 
 
+def test_a_checkpoint_pruned_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    writer, reader = Checkpointer(tmp_path, keep_last=1), Checkpointer(tmp_path, report=said.append)
+    writer.save(1, {"x": 1})
+    once = [True]
+
+    def read_slowly(folder: Path) -> tuple[int, dict[str, Any]]:
+        if once:
+            once.pop()
+            writer.save(np.int64(2), {"x": 2}, np.float32(0.5))  # type: ignore[arg-type]
+        return read_checkpoint(folder)
+
+    monkeypatch.setattr("lockstep.checkpoint.store.read_checkpoint", read_slowly)
+    assert reader.load() == (2, {"x": 2})
+    assert said == []
+
+
 def test_nothing_to_load(tmp_path: Path) -> None:
     store = Checkpointer(tmp_path / "none")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
