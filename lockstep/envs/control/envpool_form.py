@@ -73,9 +73,11 @@ class EnvPoolVectorEnv(gym.vector.VectorEnv):
     def _make(self, seed: int) -> Any:
         seeds = [episode_seed(seed, i, 0) for i in range(self.num_envs)]
         with warnings.catch_warnings():
-            # EnvPool declares float32 spaces with float64 bounds, on which Gymnasium warns each time.
+            # EnvPool declares float32 spaces with float64 bounds, on which Gymnasium warns.
             warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-            return self._envpool.make(self._id, env_type="gymnasium", env_seed=seeds, **self._options)
+            pool = self._envpool.make(self._id, env_type="gymnasium", env_seed=seeds, **self._options)
+            _ = (pool.observation_space, pool.action_space)
+        return pool
 
 
 def _kept(infos: dict[str, Any]) -> dict[str, Any]:

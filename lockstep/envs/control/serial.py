@@ -91,7 +91,7 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         faithful_N = np.zeros(self.num_envs, dtype=np.bool_)
         for i, env in enumerate(self.envs):
             self._last[i], faithful_N[i] = env.restore(base_seed, plans, False)
-            self._ended[i] = plans[i].is_pending
+            self._ended[i] = plans[env.index].is_pending
         return self._stack(), faithful_N
 
     def render(self) -> tuple[Any, ...]:
