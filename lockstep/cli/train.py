@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,18 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
+    """One flat command line for the recipe's config and the output options."""
     kind = type(default)
-    fields = [("output", tyro.conf.OmitArgPrefixes[Output]), ("config", tyro.conf.OmitArgPrefixes[kind])]
-    both = make_dataclass(f"Train{kind.__name__}", fields)
-    parsed = tyro.cli(
-        both, args=list(args), default=both(Output(), default), prog=f"lockstep train {name}", description=recipes()[name]
+    both = make_dataclass(f"Train{kind.__name__}", [], bases=(Output, kind), frozen=True, kw_only=True)
+    wish = tyro.cli(
+        both,
+        args=list(args),
+        default=both(**default.__dict__),
+        prog=f"lockstep train {name}",
+        description=recipes()[name],
     )
-    return parsed.output, parsed.config
+    config = kind(**{field.name: wish.__dict__[field.name] for field in fields(kind)})
+    return Output(out=wish.out, name=wish.name), config
 
 
 def report(run: Run) -> int:
