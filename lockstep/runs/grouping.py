@@ -38,7 +38,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and list(value) == ["float"]:
+            flat[f"{prefix}{key}"] = float(value["float"])  # as config_json writes what JSON lacks
+        elif isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

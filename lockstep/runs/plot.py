@@ -103,6 +103,10 @@ def plot_curves(
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_formatter(_step_formatter())
     axes.margins(x=0.01)
+    # By the runs, not the band: Student's interval of two seeds is twelve times as wide as the runs are apart.
+    values = np.concatenate([_smoothed(curve.values, smooth) for curves in groups.values() for curve in curves])
+    margin = 0.12 * (float(np.ptp(values)) or 1.0)
+    axes.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
     axes.grid(axis="y", color=_FAINT, linewidth=0.8)
     if any(band.num_runs > 1 for band in bands.values()):
         _note(axes, f"mean, {level:.0%} t-interval over seeds")

@@ -38,4 +38,5 @@ def test_groups_and_labels(tmp_path: Path) -> None:
 def test_differing_tells_missing_from_none() -> None:
     assert differing([{"a": 1, "b": None}, {"a": 1}]) == ["b"]
     assert differing([{"a": 1}]) == []
-    assert flatten({"a": {}, "b": {"c": [1]}}) == {"a": {}, "b.c": [1]}
+    nested = {"a": {}, "b": {"c": [1], "stop": {"float": "inf"}}}
+    assert flatten(nested) == {"a": {}, "b.c": [1], "b.stop": float("inf")}
