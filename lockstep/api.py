@@ -125,7 +125,13 @@ def load(path: Path | str) -> Policy:
 
 
 def read_config(path: Path) -> AlgorithmConfig:
-    """The resolved config of a run directory."""
+    """The resolved config of a run directory.
+
+    Raises:
+        CheckpointError: not a run directory, or its config cannot be read.
+    """
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} is not a run directory: it has no config.json; `lockstep runs list` shows runs")
     try:
         document = json.loads((path / "config.json").read_text())
         kind = train_function(document["config"]["class"])[0]

@@ -1,0 +1,73 @@
+"""The command line as a user types it, wrong input included."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli.main import VERBS, main
+
+TINY = ["--run.total-steps", "512", "--run.final-episodes", "2", "--run.log-every", "256"]
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "ppo-cartpol"], "did you mean 'ppo-cartpole'"),
+        (["train", "--lst"], "did you mean '--list'"),
+        (["train", "ppo-cartpole", "--env.id", "CartPol-v1"], "CartPole-v1"),
+        (["train", "ppo-cartpole", "--env.id", "nowhere.module:Thing"], "nowhere"),
+        (["train", "ppo-cartpole", "--gamma", "1.5"], "gamma=1.5"),
+        (["train", "ppo-cartpole", "--run.total-steps", "0"], "total_steps=0"),
+        (["train", "--resume", "no-such-run"], "not a run directory"),
+        (["eval", "no-such-run"], "not a policy folder"),
+        (["bench", "contrl"], "did you mean 'control'"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_unknown_option_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "ppo-cartpole", "--run.totl-steps", "5"])
+    assert stop.value.code == 2
+    assert "--run.total-steps" in capsys.readouterr().err
+
+
+def test_train_eval_resume_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "ppo-cartpole", *TINY, "--name", "first"]) == 0
+    run = next((tmp_path / "runs").iterdir())
+    assert str(run.name) in capsys.readouterr().out
+    for name in ("config.json", "versions.json", "metrics.jsonl", "eval.jsonl", "run.json", "policy/model.safetensors"):
+        assert (run / name).exists(), name
+    assert list((run / "tensorboard").iterdir())
+    assert main(["eval", str(run), "--episodes", "3", "--json", "eval.json"]) == 0
+    assert len(json.loads(Path("eval.json").read_text())["returns"]) == 3
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["runs", "list"]) == 0
+    assert "first" in capsys.readouterr().out
+
+
+def test_import_is_cheap() -> None:
+    """`import lockstep` costs no more than 0.1 s beside `import torch`; it imports nothing heavy by itself."""
+    code = "import sys, time; t = time.perf_counter(); import lockstep; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    seconds, has_torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(seconds) < 0.1
+    assert has_torch == "False"
