@@ -34,7 +34,7 @@ class PrioritisedReplay:
         self.buffer, self.alpha, self.eps, self.seed = buffer, alpha, eps, seed + PRIORITY_SEED
         self.tree = kernels.SumTree(buffer.num_rows * buffer.num_envs)
         self.max_priority = 1.0
-        self._row_index_N = torch.arange(buffer.num_envs)
+        self._index_N = np.arange(buffer.num_envs)
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -52,32 +52,30 @@ class PrioritisedReplay:
         """As `ReplayBuffer.add`; rows that are no transitions get no mass."""
         row = self.buffer.num_written % self.buffer.num_rows
         self.buffer.add(features, action, reward_N, next_features, terminated_N, truncated_N, valid_N)
-        mass_N = torch.from_numpy(valid_N) * self.max_priority**self.alpha
-        self.tree.update(self._row_index_N + row * self.buffer.num_envs, mass_N.to(torch.float64))
+        self.tree.update(self._index_N + row * self.buffer.num_envs, valid_N * self.max_priority**self.alpha)
 
     def sample(self, num: int, key: int, beta: float) -> Batch:
         """`num` transitions with their importance weights."""
-        uniform_B = kernels.uniform(self.seed, torch.zeros(1, dtype=torch.int64), torch.tensor([key]), num)[0]
-        total = self.tree.total
-        prefix_B = (torch.arange(num, dtype=torch.float64) + uniform_B) * (total / num)
-        index_B = self.tree.find(prefix_B)
+        where = torch.zeros(1, dtype=torch.int64), torch.tensor([key])
+        uniform_B = kernels.uniform(self.seed, *where, num)[0].numpy().astype(np.float64)
+        index_B = self.tree.find((np.arange(num) + uniform_B) * (self.tree.total / num))
         mass_B = self.tree.get(index_B)
         weight_B = (mass_B.min() / mass_B) ** beta
-        return self.buffer.gather(index_B, weight_B.to(torch.float32))
+        return self.buffer.gather(torch.from_numpy(index_B), torch.from_numpy(weight_B.astype(np.float32)))
 
     def update(self, index_B: Tensor, error_B: Tensor) -> None:
         """New priorities from the magnitudes of TD errors (or losses of distributional heads)."""
-        priority_B = error_B.to(torch.float64).abs() + self.eps
+        priority_B = np.abs(error_B.numpy().astype(np.float64)) + self.eps
         self.max_priority = max(self.max_priority, float(priority_B.max()))
-        self.tree.update(index_B, priority_B**self.alpha)
+        self.tree.update(index_B.numpy(), priority_B**self.alpha)
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, every leaf's mass and the largest priority."""
-        filled = torch.arange(len(self.buffer))
-        return {"buffer": self.buffer.state_dict(), "mass": self.tree.get(filled), "max_priority": self.max_priority}
+        mass = self.tree.get(np.arange(len(self.buffer)))
+        return {"buffer": self.buffer.state_dict(), "mass": mass, "max_priority": self.max_priority}
 
     def load_state_dict(self, data: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.buffer.load_state_dict(data["buffer"])
-        self.tree.update(torch.arange(len(data["mass"])), data["mass"])
+        self.tree.update(np.arange(len(data["mass"])), data["mass"])
         self.max_priority = float(data["max_priority"])

@@ -98,7 +98,6 @@ class ReplayBuffer:
         self.action: Tensor | None = None
         self._columns: list[np.ndarray] = []
         self._has_invalid = False
-        self._stream_1, self._position_1 = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
     def __len__(self) -> int:
         """Rows times N that are filled, invalid ones included."""
@@ -137,14 +136,14 @@ class ReplayBuffer:
         size = len(self)
         if size == 0:
             raise InputError("the replay buffer is empty; collect before sampling", field="replay")
-        index_B = self._uniform_index(num, key, 0, size)
+        index_B = uniform_index(num, size, self.seed, key)
         if self._has_invalid:
             valid = self.valid.view(-1)
             for attempt in range(1, MAX_REDRAWS):
                 wrong = (~valid[index_B]).nonzero().squeeze(1)
                 if not len(wrong):
                     break
-                index_B[wrong] = self._uniform_index(len(wrong), key, attempt, size)
+                index_B[wrong] = uniform_index(len(wrong), size, self.seed, key, attempt)
             else:
                 raise InputError("the replay buffer holds no valid transition", field="replay")
         return index_B
@@ -215,9 +214,10 @@ class ReplayBuffer:
         columns += [self.reward, self.discount, self.terminated, self.ended, self.valid]
         self._columns = [column.numpy() for column in columns]
 
-    def _uniform_index(self, num: int, key: int, attempt: int, size: int) -> Tensor:
-        """Uniform in [0, size). One draw has 23 bits, too few for a million rows: a second one fills the gaps."""
-        self._stream_1[0], self._position_1[0] = attempt, key
-        uniform_2B = kernels.uniform(INDEX_SEED + self.seed, self._stream_1, self._position_1, 2 * num).view(2, num)
-        high, low = uniform_2B.to(torch.float64).unbind(0)
-        return ((high + (low - 0.5) * 2.0**-23) * size).to(torch.int64).clamp_(max=size - 1)
+
+def uniform_index(num: int, size: int, seed: int, key: int, attempt: int = 0) -> Tensor:
+    """`num` draws from 0..size-1, with replacement: int64 [B], a function of the arguments alone."""
+    where = torch.tensor([attempt]), torch.tensor([key])
+    # One draw has 23 bits, too few for a million rows: a second one fills the gaps.
+    high_B, low_B = kernels.uniform(INDEX_SEED + seed, *where, 2 * num).view(2, num).to(torch.float64).unbind(0)
+    return ((high_B + (low_B - 0.5) * 2.0**-23) * size).to(torch.int64).clamp_(max=size - 1)
