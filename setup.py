@@ -22,12 +22,12 @@ SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h"))
 
 # Contraction off: a multiply-add is fused only where the source says so, which is what keeps kernels bit-equal.
-FLAGS = (
-    "-O3 -std=c++17 -fPIC -shared -pthread -fvisibility=hidden -fno-exceptions -fno-rtti "
-    "-ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing"
-).split()
+FLAGS = [
+    *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
+]
 AVX2 = ["-mavx2", "-mfma"]
-AVX512 = [*AVX2, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512".split()]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 LEVELS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}

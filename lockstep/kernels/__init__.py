@@ -5,16 +5,24 @@ A row's result depends on that row only: not on the batch it is in, its place th
 
 from lockstep.kernels.adam import FusedAdam, polyak
 from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
+from lockstep.kernels.gather import gather_rows
 from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squashed_gaussian_sample
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform
+from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
+from lockstep.kernels.sumtree import SumTree
 
 __all__ = [
     "ACTIVATIONS",
+    "ActPlan",
     "FusedAdam",
+    "Head",
+    "Net",
+    "Normaliser",
+    "SumTree",
     "categorical_evaluate",
     "categorical_mode",
     "categorical_sample",
@@ -22,6 +30,7 @@ __all__ = [
     "discounted_return",
     "force",
     "gae",
+    "gather_rows",
     "gaussian_evaluate",
     "gaussian_sample",
     "linear",

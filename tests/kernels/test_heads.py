@@ -108,7 +108,9 @@ def test_naive_head_gradients_match_finite_differences(mode: str) -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_gaussian_equals_naive(rows: int, width: int, shared: bool) -> None:
     mean = torch.randn(rows, width, requires_grad=True)
-    log_std = (torch.randn(width if shared else rows * width).view(*(() if shared else (rows,)), width)).requires_grad_()
+    log_std = (
+        torch.randn(width if shared else rows * width).view(*(() if shared else (rows,)), width)
+    ).requires_grad_()
     actions = torch.randn(rows, width)
     fast = gradients("auto", kernels.gaussian_evaluate, [mean, log_std], actions)
     slow = gradients("naive", kernels.gaussian_evaluate, [mean, log_std], actions)
@@ -145,7 +147,7 @@ def test_squashed_stays_inside_and_finite(mode: str) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match="out of range|expected 0 <= action"):
+    with pytest.raises(InputError, match="expected 0 <= action"):
         kernels.categorical_evaluate(torch.zeros(2, 3), torch.tensor([0, 3]))
     with pytest.raises(InputError, match="nvec"):
         kernels.categorical_sample(torch.zeros(2, 3), None, (2, 2))

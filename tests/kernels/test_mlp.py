@@ -42,7 +42,11 @@ def assert_close(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> No
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_one_layer_equals_naive_at_odd_sizes(rows: int, dtype: str) -> None:
-    pairs = list(zip(WIDTHS, (*WIDTHS[3:], *WIDTHS[:3]), strict=True)) if rows == 1000 else itertools.product(WIDTHS, WIDTHS)
+    pairs = (
+        list(zip(WIDTHS, (*WIDTHS[3:], *WIDTHS[:3]), strict=True))
+        if rows == 1000
+        else itertools.product(WIDTHS, WIDTHS)
+    )
     for k, n in pairs:
         weights, biases = make_net((k, n))
         x = torch.randn(rows, k, requires_grad=True)
@@ -86,8 +90,7 @@ def test_rows_do_not_depend_on_the_batch(mode: str, dtype: str) -> None:
             for _ in range(4):
                 cuts = sorted(torch.randint(1, rows, (5,), generator=generator).unique().tolist())
                 parts = [
-                    kernels.mlp(part.clone(), weights, biases, "tanh", dtype=dtype)
-                    for part in x.tensor_split(cuts)
+                    kernels.mlp(part.clone(), weights, biases, "tanh", dtype=dtype) for part in x.tensor_split(cuts)
                 ]
                 assert torch.equal(torch.cat(parts), whole)
 

@@ -115,6 +115,4 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="flags are bool"):
         kernels.gae(*(torch.zeros(3, 2),) * 3, flags.float(), flags, None, 0.9, 0.9)
     with pytest.raises(InputError, match=r"t must lie in 0\.\.2"):
-        kernels.nstep_returns(
-            torch.zeros(3, 2), flags, flags, torch.tensor([3]), torch.tensor([0]), 0, 1, 0.9
-        )
+        kernels.nstep_returns(torch.zeros(3, 2), flags, flags, torch.tensor([3]), torch.tensor([0]), 0, 1, 0.9)

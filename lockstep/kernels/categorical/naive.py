@@ -31,7 +31,7 @@ def _entropy(logprob_MC: Tensor) -> Tensor:
 
 def evaluate(logits_MA: Tensor, actions: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """(logprob_M, entropy_M), summed over blocks."""
-    actions_MB = actions.view(len(logits_MA), len(sizes))
+    actions_MB = actions.view(logits_MA.shape[0], len(sizes))
     logprob = entropy = None
     for b, block in enumerate(logits_MA.split(list(sizes), dim=1)):
         table = log_softmax(block)

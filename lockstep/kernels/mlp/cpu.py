@@ -1,5 +1,5 @@
-"""Dense chain through the compiled kernels: what C needs to know about a parameter list is built once and kept while the
-parameters stay where they are.
+"""Dense chain through the compiled kernels: what C needs to know about a parameter list is built once and kept while
+the parameters stay where they are.
 
 Legend: M rows, K in, N out, E ensemble members.
 """
@@ -106,9 +106,7 @@ def _check(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[
         if b is not None and tuple(b.shape) != (*lead, w.shape[-1]):
             raise InputError(f"biases[{index}] is {tuple(b.shape)}; expected {(*lead, w.shape[-1])}", field="biases")
         for name, tensor in (("weights", w), ("biases", b)):
-            if tensor is not None and not (
-                tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
-            ):
+            if tensor is not None and not (tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()):
                 raise InputError(
                     f"{name}[{index}] must be a contiguous float32 tensor on the CPU; got {tensor.dtype} on "
                     f"{tensor.device} with strides {tensor.stride()}",
@@ -164,7 +162,9 @@ def mlp(
         raise InputError(f"x has {shape[0]} members; the ensemble has {chain.members}", field="x")
     if not x.is_contiguous():
         x = x.contiguous()
-    if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in (*weights, *biases))):
+    if torch.is_grad_enabled() and (
+        x.requires_grad or any(p is not None and p.requires_grad for p in (*weights, *biases))
+    ):
         y = _Mlp.apply(x, chain, *weights, *biases)
     else:
         y = _forward(chain, x, None)

@@ -80,6 +80,8 @@ def mlp(
             product = _RoundedProduct.apply(x, w)
             x = product if row is None else product + row
         else:
+            if dtype == "bf16":
+                x, w = round_to_bf16(x), round_to_bf16(w)
             x = matmul(x, w, row)
         x = ACTIVATIONS[output_activation if index == last else activation](x)
     return x

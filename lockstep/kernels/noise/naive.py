@@ -28,9 +28,7 @@ def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint
     return np.stack(c, -1).astype(np.uint32)
 
 
-def bits(
-    seed: int, stream_N: NDArray[np.int64], position_N: NDArray[np.int64], num: int
-) -> NDArray[np.uint32]:
+def bits(seed: int, stream_N: NDArray[np.int64], position_N: NDArray[np.int64], num: int) -> NDArray[np.uint32]:
     """[N, num] random words."""
     stream, position = stream_N.astype(np.uint64), position_N.astype(np.uint64)
     num_blocks = (num + 3) // 4
@@ -49,9 +47,7 @@ def _to_uniform(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
-def uniform(
-    seed: int, stream_N: NDArray[np.int64], position_N: NDArray[np.int64], num: int
-) -> NDArray[np.float32]:
+def uniform(seed: int, stream_N: NDArray[np.int64], position_N: NDArray[np.int64], num: int) -> NDArray[np.float32]:
     """[N, num] in (0, 1), multiples of 2^-24."""
     return _to_uniform(bits(seed, stream_N, position_N, num))
 

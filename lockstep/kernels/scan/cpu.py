@@ -34,9 +34,7 @@ def gae(
     return advantage_TN
 
 
-def discounted_return(
-    reward_TN: Tensor, ended_TN: Tensor, start_N: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
+def discounted_return(reward_TN: Tensor, ended_TN: Tensor, start_N: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """See `lockstep.kernels.discounted_return`."""
     inputs, _kept = _addresses(reward_TN, ended_TN, start_N)
     running_TN = torch.empty(reward_TN.shape, dtype=torch.float32)

@@ -35,9 +35,7 @@ def gae(
     return advantage_TN
 
 
-def discounted_return(
-    reward_TN: Tensor, ended_TN: Tensor, start_N: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
+def discounted_return(reward_TN: Tensor, ended_TN: Tensor, start_N: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """See `lockstep.kernels.discounted_return`."""
     running_TN = torch.empty_like(reward_TN)
     sum_N = start_N
