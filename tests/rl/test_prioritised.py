@@ -16,7 +16,9 @@ def make(alpha: float = 0.6, num_rows: int = 10) -> PrioritisedReplay:
 def add(replay: PrioritisedReplay, num: int, valid: tuple[bool, bool] = (True, True)) -> None:
     flags = np.zeros(2, bool)
     for _ in range(num):
-        replay.add(torch.zeros(2, 3), torch.zeros(2), np.zeros(2, np.float32), torch.zeros(2, 3), flags, flags, np.array(valid))
+        replay.add(
+            torch.zeros(2, 3), torch.zeros(2), np.zeros(2, np.float32), torch.zeros(2, 3), flags, flags, np.array(valid)
+        )
 
 
 def frequencies(replay: PrioritisedReplay, rounds: int = 400) -> np.ndarray:

@@ -125,9 +125,7 @@ def _minimise(loss: Tensor, optimiser: kernels.FusedAdam) -> None:
     optimiser.step()
 
 
-def _critics(
-    config: IQLConfig, policy: Policy, action_space: Space | None, *, num_critics: int, seed: int
-) -> Critics:
+def _critics(config: IQLConfig, policy: Policy, action_space: Space | None, *, num_critics: int, seed: int) -> Critics:
     """Critics of actions in that space, or of observations alone."""
     return Critics(
         policy.preprocess.features,
