@@ -17,7 +17,8 @@ from lockstep.core.tree import tree_map
 from lockstep.models.control.plan import build_plan
 
 if TYPE_CHECKING:
-    from lockstep.models.control.policy import Policy, PolicyStep
+    from lockstep.models.control.policy import Policy
+    from lockstep.models.control.step import PolicyStep
 
 
 class Actor:

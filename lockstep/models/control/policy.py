@@ -11,7 +11,6 @@ Legend: N or M rows, T time steps, P distribution parameters, A action dimension
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,25 +30,9 @@ from lockstep.models.control.heads import SquashedGaussian
 from lockstep.models.control.networks import Encoder
 from lockstep.models.control.preprocess import ACTION_MASK, Preprocess
 from lockstep.models.control.spec import PolicySpec
+from lockstep.models.control.step import PolicyStep
 
 State = dict[str, Tensor]
-
-
-@dataclass
-class PolicyStep:
-    """What one decision yields, N rows each. `features` is the network input the learner trains on, `action` is in the
-    head's own coordinates, `env_action` is what the environment gets.
-
-    >>> PolicyStep(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.zeros(1), {}).value is None
-    True
-    """
-
-    action: Tensor
-    env_action: Tensor
-    logprob: Tensor
-    value: Tensor | None
-    features: Any
-    state: State
 
 
 class Policy(nn.Module):
