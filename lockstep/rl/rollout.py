@@ -21,7 +21,7 @@ class Rollout:
     """Buffers of T steps of N environments, time first, filled in place.
 
     `next_value` is V of the true next observation, also where an episode was truncated; `valid` is False on rows that
-    are no transitions (autoreset dummies); `ended` is terminated or truncated.
+    are no transitions (autoreset dummies); `ended` is terminated or truncated. `arrays` are NumPy views of the tensors.
     """
 
     def __init__(self, num_steps: int, num_envs: int) -> None:
@@ -39,7 +39,7 @@ class Rollout:
         self.valid = torch.empty(shape, dtype=torch.bool)
         self.starts = torch.empty(shape, dtype=torch.bool)
         self.initial_state: dict[str, Tensor] = {}
-        self._arrays = {
+        self.arrays: dict[str, Any] = {
             name: getattr(self, name).numpy()
             for name in ("logprob", "value", "reward", "terminated", "ended", "valid", "starts")
         }
@@ -53,6 +53,8 @@ class Rollout:
         """Buffers for inputs and actions, shaped like the first step's."""
         self.features = tree_map(lambda x: torch.empty(self.num_steps, *x.shape, dtype=x.dtype), features)
         self.action = torch.empty(self.num_steps, *action.shape, dtype=action.dtype)
+        self.arrays["features"] = tree_map(lambda x: x.numpy(), self.features)
+        self.arrays["action"] = self.action.numpy()
 
 
 class Collector:
@@ -77,10 +79,11 @@ class Collector:
         """Fill the rollout; returns the episodes that ended in it."""
         env, actor = self.env, self.actor
         episodes: list[EpisodeEnd] = []
-        arrays = rollout._arrays
+        arrays = rollout.arrays
         rollout.initial_state = dict(actor.state)
         rollout.obs.clear()
         has_value = actor.policy.critic is not None
+        rollout.next_value.zero_()
         for t in range(rollout.num_steps):
             arrays["starts"][t] = actor.starts.numpy()
             if self.keep_obs:
@@ -88,28 +91,23 @@ class Collector:
             step = actor.act(self.obs)
             if rollout.action is None:
                 rollout.allocate(step.features, step.action)
-            tree_map(lambda buffer, x, t=t: buffer[t].copy_(x), rollout.features, step.features)
-            rollout.action[t] = step.action  # type: ignore[index]
-            rollout.logprob[t] = step.logprob
-            if has_value:
-                rollout.value[t] = step.value  # type: ignore[assignment]
+            tree_map(lambda buffer, x, t=t: buffer.__setitem__(t, x.numpy()), arrays["features"], step.features)
+            arrays["action"][t] = step.action.numpy()
+            arrays["logprob"][t] = step.logprob.numpy()
+            if step.value is not None:
+                arrays["value"][t] = step.value.numpy()
             result = env.step(step.env_action.numpy())
             arrays["reward"][t] = result.reward_N
             arrays["terminated"][t] = result.terminated_N
             np.logical_or(result.terminated_N, result.truncated_N, out=arrays["ended"][t])
             arrays["valid"][t] = result.valid_N
-            if has_value and t > 0:
-                self._link(rollout, t - 1)
             if has_value and result.truncated_N.any():
                 self._bootstrap_truncated(rollout, t, result.next_obs, result.truncated_N)
             actor.advance(result.starts_N, result.valid_N)
             self.obs = result.obs
             episodes += result.episodes
         if has_value:
-            last = rollout.num_steps - 1
-            ended = rollout.ended[last]
-            values = actor.values(self.obs)
-            rollout.next_value[last] = torch.where(ended, rollout.next_value[last], values)
+            self._link(rollout)
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,10 +121,10 @@ class Collector:
         self.obs = self.env.obs
         self.actor.starts.numpy()[:] = self.env.starts_N
 
-    @staticmethod
-    def _link(rollout: Rollout, t: int) -> None:
-        """V(next) of step t is the value at t + 1 unless the episode ended there."""
-        rollout.next_value[t] = torch.where(rollout.ended[t], rollout.next_value[t], rollout.value[t + 1])
+    def _link(self, rollout: Rollout) -> None:
+        """V(next) is the value at t + 1 unless the episode ended there; after the last step, of the present observation."""
+        following = torch.cat([rollout.value[1:], self.actor.values(self.obs).unsqueeze(0)])
+        rollout.next_value.copy_(torch.where(rollout.ended, rollout.next_value, following))
 
     def _bootstrap_truncated(self, rollout: Rollout, t: int, next_obs: Any, truncated_N: np.ndarray) -> None:
         rows = torch.from_numpy(np.flatnonzero(truncated_N))
