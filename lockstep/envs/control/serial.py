@@ -1,8 +1,11 @@
 """A lean serial vector environment.
 
-Gymnasium's `SyncVectorEnv` merges every info key of every environment on every step and copies observations through
-generic containers. This one does what the loop needs: it writes each observation into its row, keeps final
-observations, and hands over no other info. `lockstep doctor` measures both.
+Gymnasium's `SyncVectorEnv` merges every info key of every environment on every step, keeps float64 and copies
+observations through generic containers. This one writes each observation into its row, keeps final observations, and
+hands over no other info. Measured on 2 contended cores in one run, through a `Stepper`: 1.3 to 1.8 times as fast with
+one environment (CartPole 1.5, LunarLander 1.4, Taxi 1.8), 1.1 to 1.5 times with eight (CartPole 1.1, LunarLander 1.2,
+Taxi 1.5), where the environments' own time dominates; `lockstep doctor` measures both. It is also the body of the
+worker processes.
 """
 
 from __future__ import annotations

@@ -145,6 +145,8 @@ def action_writer(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
     """Function from canonical actions [N, ...] to a fresh array in the environment's own dtype and offset."""
     if isinstance(space, gym.spaces.Discrete):
         start = int(space.start)
+        if start == 0:
+            return lambda actions: np.array(actions, dtype=np.int64)
         return lambda actions: np.add(actions, start, dtype=np.int64)
     if isinstance(space, gym.spaces.MultiDiscrete):
         offset = space.start.astype(np.int64)

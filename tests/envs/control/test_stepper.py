@@ -16,7 +16,7 @@ from lockstep.envs.control import EnvConfig, make_env
 from lockstep.envs.control.single import find_target
 from lockstep.envs.control.spaces import ObsCodec, action_space_of, leaf_space
 
-HERE = "test_stepper"
+HERE = "tests.envs.control.test_stepper"
 
 
 class Strange(gym.Env):
