@@ -5,6 +5,7 @@ LockstepError
   InputError          data handed in at run time: wrong shape, dtype, NaN; `field` names the offending part
   EnvError            an environment broke its contract or could not be made
   CheckpointError     a file of ours is missing, truncated or does not match
+  ExportError         an exported program does something else than the policy it was made from
   MissingExtraError   an optional part is not installed; names the extra
   DeadlineError       a wait passed its deadline; names the owner and what to do
   ServingError        the server refused a request for a reason that is not the request's content
@@ -38,6 +39,10 @@ class EnvError(LockstepError, RuntimeError):
 
 class CheckpointError(LockstepError, RuntimeError):
     """A checkpoint, policy folder or run directory is missing, damaged or does not match."""
+
+
+class ExportError(LockstepError, RuntimeError):
+    """An exported program does not do what the policy does."""
 
 
 class MissingExtraError(LockstepError, ImportError):

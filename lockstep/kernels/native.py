@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from lockstep.core import env
-from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.core.errors import ConfigError, InputError, unknown_name
 
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
-MODES = ("auto", "naive", "traceable")
+MODES = ("auto", "naive", "traceable", "opaque")
 NATIVE_FOLDER = Path(__file__).parent / "_native"
 
-Mode = Literal["auto", "naive", "traceable"]
+Mode = Literal["auto", "naive", "traceable", "opaque"]
 
 _P, _I64, _I32, _F32, _F64, _U64 = (
     ctypes.c_void_p,
@@ -142,7 +142,7 @@ def choose(tensor: Tensor) -> str:
     """Key of the implementation for an op on `tensor`: "cpu" for float32 on the CPU, else "naive"."""
     if tensor.dtype is torch.float32 and tensor.is_cpu and usable():
         return "cpu"
-    return "naive"
+    return "opaque" if state.mode == "opaque" else "naive"
 
 
 @contextlib.contextmanager
@@ -150,7 +150,8 @@ def force(mode: Mode) -> Iterator[None]:
     """Within the context every op takes one implementation.
 
     "naive" is the reference; "traceable" is the reference with whole matrix products, for `torch.export` and ONNX,
-    which would otherwise record one node per reduction step; "auto" is the usual choice.
+    which would otherwise record one node per reduction step; "opaque" records each op as one custom operator that runs
+    the usual implementation when the saved program is called; "auto" is the usual choice.
 
     >>> with force("naive"):
     ...     state.fast
@@ -201,6 +202,16 @@ def describe() -> dict[str, str | int | bool]:
 def contiguous(tensor: Tensor) -> Tensor:
     """`tensor` itself where it is contiguous: the call costs less than `.contiguous()`."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def refuse_double_backward() -> None:
+    """Called by every compiled backward pass. Cheaper than torch's decorator of the same purpose, which a small network
+    would feel."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            "the compiled kernels are differentiable once and create_graph=True asked for more; "
+            "compute this loss within kernels.force('naive')"
+        )
 
 
 def address_array(addresses: list[int | None]) -> ctypes.Array[ctypes.c_void_p]:

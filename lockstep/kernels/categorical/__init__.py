@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
-from lockstep.kernels.categorical import cpu, naive
+from lockstep.kernels.categorical import cpu, naive, opaque
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": opaque}
 
 
 def categorical_evaluate(

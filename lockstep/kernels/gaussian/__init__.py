@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
-from lockstep.kernels.gaussian import cpu, naive
+from lockstep.kernels.gaussian import cpu, naive, opaque
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": opaque}
 
 
 def gaussian_evaluate(mean_MA: Tensor, log_std: Tensor, actions_MA: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,9 +43,7 @@ def gaussian_sample(mean_MA: Tensor, log_std: Tensor, normal_MA: Tensor | None) 
     return out
 
 
-def squashed_gaussian_sample(
-    mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def squashed_gaussian_sample(mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Tensor | None) -> tuple[Tensor, Tensor]:
     """tanh(mean + exp(log_std) * normal), reparameterised; `None` takes tanh(mean).
 
     The log-density carries the tanh correction in the form 2 (log 2 - u - softplus(-2u)) (Haarnoja et al. 2018,
@@ -63,7 +61,7 @@ def squashed_gaussian_sample(
 
 def _check(mean_MA: Tensor, log_std: Tensor, other_MA: Tensor | None, name: str) -> None:
     shape = mean_MA.shape
-    if len(shape) != 2 or (log_std.shape != shape and log_std.shape != shape[1:]):
+    if len(shape) != 2 or log_std.shape != (shape[1:] if log_std.dim() == 1 else shape):
         raise InputError(
             f"mean is [M, A] and log_std [A] or [M, A]; got {tuple(shape)} and {tuple(log_std.shape)}", field="log_std"
         )

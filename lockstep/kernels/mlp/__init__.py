@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.kernels import native
-from lockstep.kernels.mlp import cpu, naive
+from lockstep.kernels.mlp import cpu, naive, opaque
 
-IMPLEMENTATIONS = {"naive": naive.mlp, "cpu": cpu.mlp}
+IMPLEMENTATIONS = {"naive": naive.mlp, "cpu": cpu.mlp, "opaque": opaque.mlp}
 ACTIVATIONS = tuple(naive.ACTIVATIONS)
 DTYPES = ("fp32", "bf16")
 
