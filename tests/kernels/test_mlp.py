@@ -190,6 +190,13 @@ def test_activations_are_accurate(activation: str) -> None:
     assert bool(((fast.double() - exact).abs() <= bound).all())
 
 
+def test_second_derivative_is_refused() -> None:
+    weights, biases = make_net((3, 8, 1))
+    x = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(InputError, match="naive"):
+        torch.autograd.grad(kernels.mlp(x, weights, biases, "tanh").sum(), [x], create_graph=True)
+
+
 def test_errors_name_the_part() -> None:
     weights, biases = make_net((3, 8, 2))
     with pytest.raises(InputError, match="4 features"):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
@@ -52,8 +51,8 @@ class _Evaluate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+        native.refuse_double_backward()
         logits, actions = ctx.saved_tensors
         dlogprob, dentropy = (None if g is None else native.contiguous(g) for g in grads)
         dlogits = torch.empty(logits.shape, dtype=torch.float32)
@@ -74,7 +73,7 @@ def evaluate(logits_MA: Tensor, actions: Tensor, sizes: tuple[int, ...]) -> tupl
     """(logprob_M, entropy_M), summed over blocks."""
     logits, actions = native.contiguous(logits_MA), native.contiguous(actions)
     if torch.is_grad_enabled() and logits.requires_grad:
-        out: tuple[Tensor, Tensor] = _Evaluate.apply(logits, actions, sizes)
+        out: tuple[Tensor, Tensor] = _Evaluate.apply(logits, actions, sizes)  # type: ignore[no-untyped-call]
         return out
     return _evaluate(logits, actions, sizes)
 

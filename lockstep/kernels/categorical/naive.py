@@ -33,7 +33,7 @@ def evaluate(logits_MA: Tensor, actions: Tensor, sizes: tuple[int, ...]) -> tupl
     """(logprob_M, entropy_M), summed over blocks."""
     actions_MB = actions.view(logits_MA.shape[0], len(sizes))
     logprob = entropy = None
-    for b, block in enumerate(logits_MA.split(list(sizes), dim=1)):
+    for b, block in enumerate(logits_MA.split(list(sizes), dim=1)):  # type: ignore[no-untyped-call]
         table = log_softmax(block)
         chosen, ent = table.gather(1, actions_MB[:, b : b + 1]).squeeze(1), _entropy(table)
         logprob = chosen if logprob is None else logprob + chosen
@@ -47,7 +47,7 @@ def sample(logits_MA: Tensor, uniform_MA: Tensor | None, sizes: tuple[int, ...])
     """(actions [M, blocks], logprob_M) by Gumbel-max; no uniforms: the mode."""
     scores = logits_MA if uniform_MA is None else logits_MA - torch.log(-torch.log(uniform_MA))
     columns = []
-    for block in scores.split(list(sizes), dim=1):
+    for block in scores.split(list(sizes), dim=1):  # type: ignore[no-untyped-call]
         # torch.argmax does not promise the first of equal maxima.
         is_max = block == block.amax(1, keepdim=True)
         columns.append((is_max.to(torch.int64).cumsum(1) == 0).sum(1).clamp(max=block.shape[1] - 1))

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lockstep.kernels import native
 
@@ -46,8 +45,8 @@ class _Evaluate(torch.autograd.Function):
         return _evaluate(mean, log_std, actions)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        native.refuse_double_backward()
         mean, log_std, actions = ctx.saved_tensors
         dlogprob, dentropy = (None if g is None else native.contiguous(g) for g in grads)
         dmean = torch.empty(mean.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
@@ -70,7 +69,7 @@ def evaluate(mean_MA: Tensor, log_std: Tensor, actions_MA: Tensor) -> tuple[Tens
     """(logprob_M, entropy_M)."""
     mean, log_std, actions = (native.contiguous(t) for t in (mean_MA, log_std, actions_MA))
     if torch.is_grad_enabled() and (mean.requires_grad or log_std.requires_grad):
-        out: tuple[Tensor, Tensor] = _Evaluate.apply(mean, log_std, actions)
+        out: tuple[Tensor, Tensor] = _Evaluate.apply(mean, log_std, actions)  # type: ignore[no-untyped-call]
         return out
     return _evaluate(mean, log_std, actions)
 
@@ -120,8 +119,8 @@ class _Squashed(torch.autograd.Function):
         return actions, logprob
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None]:
+        native.refuse_double_backward()
         log_std, normal, actions = ctx.saved_tensors
         dactions, dlogprob = (None if g is None else native.contiguous(g) for g in grads)
         dmean = torch.empty(actions.shape, dtype=torch.float32)
@@ -145,6 +144,6 @@ def squashed_sample(mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Tensor | Non
     normal = None if normal_MA is None else native.contiguous(normal_MA)
     if torch.is_grad_enabled() and (mean.requires_grad or log_std.requires_grad):
         normal = torch.zeros_like(mean) if normal is None else normal
-        out: tuple[Tensor, Tensor] = _Squashed.apply(mean, log_std, normal)
+        out: tuple[Tensor, Tensor] = _Squashed.apply(mean, log_std, normal)  # type: ignore[no-untyped-call]
         return out
     return _squashed(mean, log_std, normal)

@@ -58,5 +58,5 @@ def squashed_sample(mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Tensor | Non
     logprob = _sum_columns(-0.5 * normal * normal - log_std_MA - HALF_LOG_TWO_PI - correction)
     squashed = torch.tanh(u)
     if u.requires_grad:
-        return _InsideOne.apply(squashed), logprob
+        return _InsideOne.apply(squashed), logprob  # type: ignore[no-untyped-call]
     return squashed.clamp(-ALMOST_ONE, ALMOST_ONE), logprob

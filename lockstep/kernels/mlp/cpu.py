@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
@@ -165,10 +164,10 @@ def mlp(
     if torch.is_grad_enabled() and (
         x.requires_grad or any(p is not None and p.requires_grad for p in (*weights, *biases))
     ):
-        y = _Mlp.apply(x, chain, *weights, *biases)
+        y = _Mlp.apply(x, chain, *weights, *biases)  # type: ignore[no-untyped-call]
     else:
         y = _forward(chain, x, None)
-    return y.view(*shape[:-1], chain.sizes[-1]) if flat else y
+    return y.view(*shape[:-1], chain.sizes[-1]) if flat else y  # type: ignore[no-any-return]
 
 
 def _forward(chain: Chain, x: Tensor, saved: int | None) -> Tensor:
@@ -189,8 +188,8 @@ class _Mlp(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        native.refuse_double_backward()
         chain = ctx.chain
         x, y, saved, *params = ctx.saved_tensors
         dy = native.contiguous(grads[0])

@@ -77,7 +77,7 @@ def mlp(
     for index, (w, b) in enumerate(zip(weights, biases, strict=True)):
         row = None if b is None else b.unsqueeze(-2)
         if dtype == "bf16" and native.state.mode != "traceable":
-            product = _RoundedProduct.apply(x, w)
+            product = _RoundedProduct.apply(x, w)  # type: ignore[no-untyped-call]
             x = product if row is None else product + row
         else:
             if dtype == "bf16":

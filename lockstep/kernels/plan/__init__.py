@@ -8,6 +8,8 @@ Legend: M rows, D observation features, A actions.
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -125,8 +127,8 @@ class ActPlan:
     def _run_naive(self, address: int, seed: int, deterministic: bool) -> None:
         obs = self.obs
         if address != self._inputs[0]:
-            buffer = (np.ctypeslib.ctypes.c_float * obs.size).from_address(address)
-            obs = np.frombuffer(buffer, np.float32).reshape(obs.shape)
+            buffer = (ctypes.c_float * obs.size).from_address(address)
+            obs = np.ctypeslib.as_array(buffer).reshape(obs.shape)
         actor, head, critic, normaliser = self._spec
         out = naive.act(
             torch.from_numpy(obs.copy()),

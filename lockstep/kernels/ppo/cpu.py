@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lockstep.kernels import native
 
@@ -23,9 +22,9 @@ class _Surrogate(torch.autograd.Function):
         scalars: tuple[float, ...],
     ) -> tuple[Tensor, Tensor]:
         num = logprob.shape[0]
-        # Loss, 6 statistics, then the three gradients: one allocation.
-        out = torch.empty(7 + 3 * num, dtype=torch.float32)
-        base = out.data_ptr()
+        loss, stats = torch.empty((), dtype=torch.float32), torch.empty(6, dtype=torch.float32)
+        stored = torch.empty((3, num), dtype=torch.float32)
+        base = stored.data_ptr()
         native.lib().ls_ppo_surrogate(
             logprob.data_ptr(),
             entropy.data_ptr(),
@@ -34,23 +33,21 @@ class _Surrogate(torch.autograd.Function):
             None if mask is None else mask.data_ptr(),
             *scalars,
             num,
+            loss.data_ptr(),
+            stats.data_ptr(),
             base,
-            base + 4,
-            base + 28,
-            base + 28 + 4 * num,
-            base + 28 + 8 * num,
+            base + 4 * num,
+            base + 8 * num,
         )
-        loss, stats, grads = out.split((1, 6, 3 * num))
-        ctx.save_for_backward(grads)
-        stats = stats.clone()
+        ctx.save_for_backward(stored)
         ctx.mark_non_differentiable(stats)
-        return loss.clone().view(()), stats
+        return loss, stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        native.refuse_double_backward()
         (stored,) = ctx.saved_tensors
-        dlogprob, dentropy, dvalue = (stored * grads[0]).view(3, -1).unbind(0)
+        dlogprob, dentropy, dvalue = (stored * grads[0]).unbind(0)
         return dlogprob, dentropy, dvalue, None, None, None
 
 
@@ -72,7 +69,7 @@ def surrogate(
     constants = tuple(native.contiguous(t) for t in (old_logprob_B, advantage_B, return_B, old_value_B))
     mask = None if mask_B is None else native.contiguous(mask_B)
     scalars = (clip, -1.0 if value_clip is None else value_clip, value_coef, entropy_coef)
-    out: tuple[Tensor, Tensor] = _Surrogate.apply(
+    out: tuple[Tensor, Tensor] = _Surrogate.apply(  # type: ignore[no-untyped-call]
         native.contiguous(logprob_B),
         native.contiguous(entropy_B),
         native.contiguous(value_B),
