@@ -45,7 +45,8 @@ class AtariVectorEnv(gym.vector.VectorEnv):
                 stack_num=1,
                 frameskip=atari.frame_skip,
                 noop_max=atari.noop_max,
-                episodic_life=atari.episodic_life,
+                # ALE's own episodic_life starts a new game at each lost life, so only the first would be played.
+                life_loss_info=atari.episodic_life,
                 reward_clipping=False,
                 use_fire_reset=False,
                 **extra,
@@ -58,6 +59,8 @@ class AtariVectorEnv(gym.vector.VectorEnv):
         self.single_action_space = self.inner.single_action_space
         self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
         self._last = np.zeros(self.observation_space.shape or (), np.uint8)
+        self._is_episodic_life = atari.episodic_life
+        self._goes_on_N = np.zeros(self.num_envs, np.bool_)
         self._seed = 0
         self._episode_N = np.full(self.num_envs, -1, np.int64)
 
@@ -69,14 +72,19 @@ class AtariVectorEnv(gym.vector.VectorEnv):
             self._seed = seed
             self._episode_N[:] = -1
         mask_N = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
+        if seed is None:
+            mask_N = mask_N & ~self._goes_on_N  # a lost life ends the episode, not the game
         self._episode_N += mask_N
-        return self._start(mask_N), {}
+        return (self._start(mask_N) if mask_N.any() else self._last), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`frame_skip` frames of every game."""
-        obs, reward_N, terminated_N, truncated_N, _ = self.inner.step(actions)
+        obs, reward_N, terminated_N, truncated_N, infos = self.inner.step(actions)
+        terminated_N, truncated_N = terminated_N.astype(np.bool_), truncated_N.astype(np.bool_)
+        if self._is_episodic_life:
+            self._goes_on_N = terminated_N & ~truncated_N & (infos["lives"] > 0)
         self._last = obs
-        return obs, reward_N, terminated_N.astype(np.bool_), truncated_N.astype(np.bool_), {}
+        return obs, reward_N, terminated_N, truncated_N, {}
 
     def restore(self, base_seed: int, plans: list[Replay]) -> tuple[np.ndarray, np.ndarray]:
         """Replay all plans at once, each started so late that all end together."""

@@ -50,7 +50,8 @@ class EnvPoolVectorEnv(gym.vector.VectorEnv):
             }
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self._pool: Any = self._make(0)
-        self.single_observation_space, self.single_action_space = self._pool.observation_space, self._pool.action_space
+        self.single_observation_space = _with_true_bounds(self._pool.observation_space)
+        self.single_action_space = self._pool.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
 
@@ -78,6 +79,16 @@ class EnvPoolVectorEnv(gym.vector.VectorEnv):
             pool = self._envpool.make(self._id, env_type="gymnasium", env_seed=seeds, **self._options)
             _ = (pool.observation_space, pool.action_space)
         return pool
+
+
+def _with_true_bounds(space: gym.Space[Any]) -> gym.Space[Any]:
+    """EnvPool writes C++'s smallest positive and largest float where an observation has no bounds."""
+    if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
+        return space
+    limits = np.finfo(np.float32)
+    low = np.where(space.low == limits.tiny, -np.inf, space.low).astype(space.dtype)
+    high = np.where(space.high == limits.max, np.inf, space.high).astype(space.dtype)
+    return gym.spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def _kept(infos: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,13 @@ def make_env(config: EnvConfig, *, seed: int) -> Stepper:
     stepper.about |= {"id": config.id, "vectoriser": vectoriser, "why": why, "autoreset_asked": config.autoreset}
     stepper.reset(seed)
     return stepper
+
+
+def rendering(config: EnvConfig) -> EnvConfig:
+    """The same environment, one copy, in a form whose `Stepper.render` gives pictures (ALE: its observations)."""
+    if config.id.startswith(ATARI):
+        return replace(config, num_envs=1, vectoriser="native")
+    return replace(config, num_envs=1, vectoriser="sync", kwargs={**config.kwargs, "render_mode": "rgb_array"})
 
 
 def resolve_vectoriser(config: EnvConfig) -> tuple[str, str]:
@@ -178,7 +185,10 @@ def _cartpole(config: EnvConfig) -> Stepper:
 
 def _atari(config: EnvConfig) -> Stepper:
     env = AtariVectorEnv(config)
-    return Stepper(env, mode=AutoresetMode.DISABLED, restorer=ReplayRestore(env), clip_reward=config.clip_reward)
+    restorer: Restorer = ReplayRestore(env)
+    if config.atari.episodic_life:
+        restorer = NoRestore("with episodic_life an episode starts in the middle of a game")
+    return Stepper(env, mode=AutoresetMode.DISABLED, restorer=restorer, clip_reward=config.clip_reward)
 
 
 def _user_vector(config: EnvConfig) -> Stepper:

@@ -30,8 +30,8 @@ __all__ = ["EnvStep", "EpisodeEnd", "Stepper"]
 
 @dataclass(slots=True)
 class EnvStep:
-    """Result of one step of N environments. Arrays are fresh on every step, but must not be written to: where no
-    episode ended, `obs` and `next_obs` are one array.
+    """Result of one step of N environments. Arrays are fresh on every step, but must not be written to: they may be
+    shared with each other (`obs` is `next_obs` where no episode ended) and with the stepper.
     """
 
     next_obs: Any
@@ -160,11 +160,14 @@ class Stepper:
         """Picture of environment 0 as it is now, [height, width, 3] uint8.
 
         Raises:
-            EnvError: the environment was not made with `kwargs={"render_mode": "rgb_array"}`, or has no picture.
+            EnvError: this form has no picture; `rendering(config)` is the one that has.
         """
-        frames = self.env.render()
+        try:
+            frames = self.env.render()
+        except NotImplementedError:
+            frames = None
         if not frames or frames[0] is None:
-            raise EnvError("no picture; make the environment with vectoriser='sync' and kwargs render_mode='rgb_array'")
+            raise EnvError("this form of the environment gives no picture; make it with `rendering(config)`")
         return np.asarray(frames[0])
 
     def close(self) -> None:

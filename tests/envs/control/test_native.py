@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lockstep.core.spaces import BoxSpace
-from lockstep.envs.control import EnvConfig, episode_seed, make_env
+from lockstep.envs.control import AtariConfig, EnvConfig, episode_seed, make_env
 from lockstep.envs.control.mujoco_sim import TASKS
 
 
@@ -148,3 +148,19 @@ def test_atari_episodes_depend_on_seed_and_actions_only_and_restore() -> None:
     np.testing.assert_array_equal(one.step(actions).obs, other.step(actions).obs)
     for stepper in (one, two, other):
         stepper.close()
+
+
+def test_a_lost_life_ends_the_episode_but_not_the_game() -> None:
+    pytest.importorskip("ale_py", reason="extra: atari")
+    atari = AtariConfig(episodic_life=True, noop_max=0, sticky=0.0)
+    stepper = make_env(EnvConfig(id="ALE/Breakout-v5", num_envs=1, atari=atari, num_threads=1), seed=0)
+    ends = []
+    for k in range(140):
+        step = stepper.step(np.array([1 if k % 10 == 0 else 0]))
+        if step.episodes:
+            assert step.terminated_N[0]
+            np.testing.assert_array_equal(step.obs, step.next_obs)
+            ends.append(k)
+    assert len(ends) >= 3
+    assert stepper.env._episode_N[0] == 0
+    stepper.close()

@@ -12,7 +12,7 @@ import pytest
 
 from lockstep.core.errors import ConfigError, DeadlineError, EnvError, InputError
 from lockstep.core.spaces import BoxSpace, DictSpace, DiscreteSpace, MultiDiscreteSpace
-from lockstep.envs.control import EnvConfig, make_env
+from lockstep.envs.control import EnvConfig, make_env, rendering
 from lockstep.envs.control.single import find_target
 from lockstep.envs.control.spaces import ObsCodec, action_space_of, leaf_space
 
@@ -238,3 +238,37 @@ def test_an_environment_that_is_not_restorable_starts_over_under_a_new_seed() ->
     assert (two.obs != first).any()
     one.close()
     two.close()
+
+
+class Noisy(gym.Env):
+    """Ignores its seed."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Discrete(2)
+        self.rng = np.random.default_rng(id(self))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return self.rng.uniform(-1, 1, 1).astype(np.float32), 0.0, False, False, {}
+
+
+def test_a_replay_that_does_not_come_out_the_same_is_reported() -> None:
+    one, two = (make_env(EnvConfig(id=f"{HERE}:Noisy", num_envs=2), seed=0) for _ in range(2))
+    one.step(np.zeros(2, np.int64))
+    assert not two.load_state_dict(one.state_dict())
+    assert not two.exact_N.any()
+    two.step(np.zeros(2, np.int64))
+
+
+def test_pictures_come_from_the_rendering_form() -> None:
+    pytest.importorskip("pygame", reason="extra: classic")
+    config = EnvConfig(num_envs=8)
+    with pytest.raises(EnvError, match="no picture"):
+        make_env(config, seed=0).render()
+    stepper = make_env(rendering(config), seed=0)
+    frame = stepper.render()
+    assert frame.shape == (400, 600, 3)
+    assert frame.dtype == np.uint8
+    stepper.close()
