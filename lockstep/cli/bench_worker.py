@@ -24,6 +24,7 @@ from lockstep.rl.algorithms import train_function
 from lockstep.rl.control.dqn import DQNConfig
 from lockstep.rl.control.ppo import PPOConfig
 from lockstep.rl.control.sac import SACConfig
+from lockstep.rl.offpolicy import ReplayConfig
 from lockstep.rl.session import RunConfig, Session
 
 
@@ -37,10 +38,6 @@ class Case:
     num_envs: int
     arguments: dict[str, Any]
     warmup: int
-
-
-def _sb3_net(*sizes: int, activation: str = "Tanh") -> dict[str, Any]:
-    return {"net_arch": list(sizes), "activation_fn": activation}
 
 
 def _ppo_cartpole() -> Case:
@@ -67,13 +64,9 @@ def _dqn_cartpole() -> Case:
     ours = DQNConfig(
         env=EnvConfig(id="CartPole-v1", num_envs=1),
         network=NetworkConfig(hidden_sizes=(64, 64), activation="relu", init="uniform"),
+        replay=ReplayConfig(buffer_size=100_000, batch_size=32, learning_starts=100, train_freq=4, gradient_steps=1),
         learning_rate=1e-4,
-        batch_size=32,
-        buffer_size=100_000,
-        learning_starts=100,
-        train_freq=4,
-        gradient_steps=1,
-        target_update_interval=10_000,
+        target_every=10_000,
     )
     return Case(ours, "DQN", "CartPole-v1", 1, {"buffer_size": 100_000}, 1000)
 
@@ -82,13 +75,11 @@ def _dqn_cartpole_zoo() -> Case:
     ours = DQNConfig(
         env=EnvConfig(id="CartPole-v1", num_envs=1),
         network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform"),
+        replay=ReplayConfig(
+            buffer_size=100_000, batch_size=64, learning_starts=1000, train_freq=256, gradient_steps=128
+        ),
         learning_rate=2.3e-3,
-        batch_size=64,
-        buffer_size=100_000,
-        learning_starts=1000,
-        train_freq=256,
-        gradient_steps=128,
-        target_update_interval=10,
+        target_every=10,
     )
     peer = dict(
         learning_rate=2.3e-3,
@@ -110,9 +101,7 @@ def _sac_halfcheetah(dtype: str, threads: int) -> Case:
             hidden_sizes=(256, 256), activation="relu", init="uniform", compute_dtype="bf16" if dtype == "bf16" else "fp32"
         ),
         run=RunConfig(threads=threads),
-        batch_size=256,
-        buffer_size=1_000_000,
-        learning_starts=100,
+        replay=ReplayConfig(buffer_size=1_000_000, batch_size=256, learning_starts=100),
         learning_rate=3e-4,
     )
     return Case(ours, "SAC", "HalfCheetah-v5", 1, {}, 500)

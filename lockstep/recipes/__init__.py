@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.recipes import ppo
+from lockstep.recipes import a2c, ppo, replay
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "ppo-cartpole": ppo.cartpole,
@@ -22,6 +22,21 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "ppo-minigrid-memory": ppo.minigrid_memory,
     "ppo-minatar-breakout": ppo.minatar_breakout,
     "ppo-pong": ppo.pong,
+    "a2c-cartpole": a2c.cartpole,
+    "a2c-pendulum": a2c.pendulum,
+    "dqn-cartpole": replay.dqn_cartpole,
+    "dqn-lunarlander": replay.dqn_lunarlander,
+    "dqn-minatar-breakout": replay.dqn_minatar_breakout,
+    "rainbow-cartpole": replay.rainbow_cartpole,
+    "qrdqn-cartpole": replay.qrdqn_cartpole,
+    "sac-pendulum": replay.sac_pendulum,
+    "sac-halfcheetah": replay.sac_halfcheetah,
+    "sac-cartpole": replay.sac_cartpole,
+    "td3-pendulum": replay.td3_pendulum,
+    "ddpg-pendulum": replay.ddpg_pendulum,
+    "tqc-pendulum": replay.tqc_pendulum,
+    "bc-npz": replay.bc_npz,
+    "iql-npz": replay.iql_npz,
 }
 
 

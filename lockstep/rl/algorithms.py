@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.rl.control import ppo
+from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
 from lockstep.rl.session import Result, Session
 
 AlgorithmConfig = Any
@@ -15,7 +15,14 @@ AlgorithmConfig = Any
 Train = Callable[[Any, Session], Result]
 
 ALGORITHMS: dict[str, tuple[type, Train]] = {
+    "A2CConfig": (a2c.A2CConfig, a2c.train),
+    "BCConfig": (bc.BCConfig, bc.train),
+    "DQNConfig": (dqn.DQNConfig, dqn.train),
+    "IQLConfig": (iql.IQLConfig, iql.train),
     "PPOConfig": (ppo.PPOConfig, ppo.train),
+    "SACConfig": (sac.SACConfig, sac.train),
+    "TD3Config": (td3.TD3Config, td3.train),
+    "TQCConfig": (tqc.TQCConfig, tqc.train),
 }
 
 

@@ -21,7 +21,7 @@ from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space
 from lockstep.core.tree import tree_leaves, tree_map
-from lockstep.layers.linear import MLP, NoisyMLP
+from lockstep.layers.linear import MLP, Activation, NoisyMLP
 from lockstep.layers.recurrent import build_recurrent
 from lockstep.models.control.actions import ActionMap
 from lockstep.models.control.actor import Actor
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         self.head = build_head(spec)
         _check_mask(self.preprocess.features.num_mask, self.head)
         widths = (size, *net.hidden_sizes, self.head.num_params)
-        squash = "tanh" if isinstance(self.head, Deterministic) else "none"
+        squash: Activation = "tanh" if isinstance(self.head, Deterministic) else "none"
         self.actor: MLP | NoisyMLP
         if spec.noisy:
             self.actor = NoisyMLP(widths, net.activation)

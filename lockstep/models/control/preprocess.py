@@ -62,7 +62,9 @@ class Preprocess(nn.Module):
         self.frame_features = sum(part.size for part in vector)
         self.features = Features(
             num_vector=self.frame_features * frame_stack,
-            images={p.name: (p.shape[0] * frame_stack, *p.shape[1:]) for p in self.parts if p.kind == "image"},
+            images={
+                p.name: (p.shape[0] * frame_stack, p.shape[1], p.shape[2]) for p in self.parts if p.kind == "image"
+            },
             image_scales={p.name: p.scale for p in self.parts if p.kind == "image"},
             num_mask=sum(p.size for p in self.parts if p.kind == "mask"),
         )
