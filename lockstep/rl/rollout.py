@@ -5,6 +5,7 @@ Legend: T steps, N environments, A action dimensions.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lockstep import kernels
 from lockstep.core.tree import tree_map
 from lockstep.envs.control.stepper import EpisodeEnd, Stepper
 from lockstep.models.control.actor import Actor, as_tensor
+
+LOG = logging.getLogger("lockstep")
 
 
 class Rollout:
@@ -117,6 +120,14 @@ class Collector:
     def load_state_dict(self, data: dict[str, Any]) -> None:
         """Inverse of `state_dict`; `exact` tells whether the environments could be restored to the very state."""
         self.exact = self.env.load_state_dict(data["env"])
+        if not self.exact:
+            LOG.warning(
+                "%d of %d environments could not be restored to the very state (%s); they start new episodes, and the "
+                "curve differs from an uninterrupted run's from here on",
+                int((~self.env.exact_N).sum()),
+                self.env.num_envs,
+                self.env.describe()["restore"],
+            )
         self.actor.load_state_dict(data["actor"])
         self.obs = self.env.obs
         self.actor.starts.numpy()[:] = self.env.starts_N

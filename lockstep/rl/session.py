@@ -127,7 +127,7 @@ class Session:
         self._parts: dict[str, Stateful] = {}
         self._log_every = config.log_every or max(config.total_steps // 200, 1)
         self._checkpoint_every = config.checkpoint_every or max(config.total_steps // 10, 1)
-        self._best = -math.inf
+        self._finished = False
         self._train_seconds = 0.0
         self._clock = 0.0
         self._last_log = (0, 0.0)
@@ -184,11 +184,14 @@ class Session:
     def finish(self) -> Result:
         """Final evaluation, checkpoint and policy folder."""
         assert self.policy is not None
-        evaluation = None
-        if self.config.final_episodes:
+        evaluation = self.evaluations[-1][1] if self._finished else None
+        if self.config.final_episodes and not self._finished:
             evaluation = self._run_evaluation(self.config.final_episodes)
             self._record(evaluation, final=True)
-        self._save()
+            self._finished = True
+            self._save()
+        elif not self._finished:
+            self._save()
         if self.directory is not None:
             results = {"environment": self.env.id, "steps": self.step, "train seconds": f"{self.train_seconds:.2f}"}
             if evaluation is not None:
@@ -257,6 +260,7 @@ class Session:
                 "step": self.step,
                 "updates": self.updates,
                 "solved": self.solved,
+                "finished": self._finished,
                 "num_episodes": self.num_episodes,
                 "recent": [list(item) for item in self.recent],
                 "train_seconds": self._train_seconds,
@@ -279,6 +283,7 @@ class Session:
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         self.step, self.updates, self.solved = saved["step"], saved["updates"], saved["solved"]
+        self._finished = saved["finished"]
         self.num_episodes, self._train_seconds = saved["num_episodes"], saved["train_seconds"]
         self.recent.extend((r, n) for r, n in saved["recent"])
         if saved["last_eval"]:

@@ -60,7 +60,9 @@ def test_train_eval_resume_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert list((run / "tensorboard").iterdir())
     assert main(["eval", str(run), "--episodes", "3", "--json", "eval.json"]) == 0
     assert len(json.loads(Path("eval.json").read_text())["returns"]) == 3
+    before = (run / "eval.jsonl").read_text()
     assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "eval.jsonl").read_text() == before
     assert main(["runs", "list"]) == 0
     assert "first" in capsys.readouterr().out
 
