@@ -12,6 +12,7 @@ from lockstep.kernels.native import describe, force, num_threads, set_num_thread
 from lockstep.kernels.noise import noise_bits, normal, uniform
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import ppo_surrogate
+from lockstep.kernels.ppo.step import PPOStep
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
 from lockstep.kernels.sumtree import SumTree
 
@@ -22,6 +23,7 @@ __all__ = [
     "Head",
     "Net",
     "Normaliser",
+    "PPOStep",
     "SumTree",
     "categorical_evaluate",
     "categorical_mode",

@@ -55,7 +55,7 @@ class _Evaluate(torch.autograd.Function):
         native.refuse_double_backward()
         logits, actions = ctx.saved_tensors
         dlogprob, dentropy = (None if g is None else native.contiguous(g) for g in grads)
-        dlogits = torch.empty(logits.shape, dtype=torch.float32)
+        dlogits = torch.empty_like(logits)
         native.lib().ls_categorical_backward(
             logits.data_ptr(),
             actions.data_ptr(),

@@ -49,8 +49,8 @@ class _Evaluate(torch.autograd.Function):
         native.refuse_double_backward()
         mean, log_std, actions = ctx.saved_tensors
         dlogprob, dentropy = (None if g is None else native.contiguous(g) for g in grads)
-        dmean = torch.empty(mean.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        dlog_std = torch.empty(log_std.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        dmean = torch.empty_like(mean) if ctx.needs_input_grad[0] else None
+        dlog_std = torch.empty_like(log_std) if ctx.needs_input_grad[1] else None
         native.lib().ls_gaussian_backward(
             mean.data_ptr(),
             log_std.data_ptr(),

@@ -194,14 +194,14 @@ class _Mlp(torch.autograd.Function):
         x, y, saved, *params = ctx.saved_tensors
         dy = native.contiguous(grads[0])
         needs = ctx.needs_input_grad
-        dx = torch.empty(x.shape, dtype=torch.float32) if needs[0] else None
+        dx = torch.empty_like(x) if needs[0] else None
         dparams: list[Tensor | None] = [None] * len(params)
         dweights = dbiases = None
         if any(needs[2:]):
             if x.shape[-2] == 0:
                 dparams = [None if p is None else torch.zeros_like(p) for p in params]
             else:
-                dparams = [None if p is None else torch.empty(p.shape, dtype=torch.float32) for p in params]
+                dparams = [None if p is None else torch.empty_like(p) for p in params]
             addresses = [None if d is None else d.data_ptr() for d in dparams]
             dweights = native.address_array(addresses[: chain.num_layers])
             dbiases = native.address_array(addresses[chain.num_layers :])
