@@ -6,6 +6,7 @@ Legend: N rows.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def onnx_session(path: Path) -> Any:
 
 
 def _open_torch(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} cannot be read: it is no torch.export archive, or it is cut off")
     extra = {METADATA_KEY: ""}
     try:
         module = torch.export.load(str(path), extra_files=extra).module()

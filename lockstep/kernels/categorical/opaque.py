@@ -38,12 +38,12 @@ _sample = torch.library.custom_op(
 )
 
 
-@_evaluate.register_fake  # type: ignore[untyped-decorator]
+@_evaluate.register_fake
 def _evaluate_shape(logits_MA: Tensor, actions: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     return logits_MA.new_empty(logits_MA.shape[0]), logits_MA.new_empty(logits_MA.shape[0])
 
 
-@_sample.register_fake  # type: ignore[untyped-decorator]
+@_sample.register_fake
 def _sample_shape(logits_MA: Tensor, uniform_MA: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     num = logits_MA.shape[0]
     return logits_MA.new_empty((num, len(sizes)), dtype=torch.int64), logits_MA.new_empty(num)

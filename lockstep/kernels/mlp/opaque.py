@@ -32,7 +32,7 @@ SCHEMA = "(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, str out
 _op = torch.library.custom_op("lockstep::mlp", _run, mutates_args=(), schema=SCHEMA)
 
 
-@_op.register_fake  # type: ignore[untyped-decorator]
+@_op.register_fake
 def _shape(
     x: Tensor,
     weights: Sequence[Tensor],
