@@ -116,30 +116,43 @@ def _models(repository: Repository) -> APIRouter:
         return served
 
     @router.get("/models/{name}", response_model=schemas.ModelMetadata)
+    async def model_metadata(name: str) -> Response:
+        return _response(json_reply(oip.model_metadata(versioned(name, ""))))
+
     @router.get("/models/{name}/versions/{version}", response_model=schemas.ModelMetadata)
-    async def model_metadata(name: str, version: str = "") -> Response:
+    async def version_metadata(name: str, version: str) -> Response:
         return _response(json_reply(oip.model_metadata(versioned(name, version))))
 
-    @router.get("/models/{name}/ready")
-    @router.get("/models/{name}/versions/{version}/ready")
-    async def model_ready(name: str, version: str = "") -> Response:
-        if not versioned(name, version).ready:
-            raise Refusal(503, f"policy {name!r} is unloaded", field="name", retry_after_s=1)
-        return Response()
+    @router.get("/models/{name}/ready", response_class=Response)
+    async def model_ready(name: str) -> Response:
+        return _ready(versioned(name, ""))
+
+    @router.get("/models/{name}/versions/{version}/ready", response_class=Response)
+    async def version_ready(name: str, version: str) -> Response:
+        return _ready(versioned(name, version))
 
     @router.get("/models/{name}/config")
+    async def model_config(name: str) -> dict[str, Any]:
+        return oip.model_config(versioned(name, ""))
+
     @router.get("/models/{name}/versions/{version}/config")
-    async def model_config(name: str, version: str = "") -> dict[str, Any]:
+    async def version_config(name: str, version: str) -> dict[str, Any]:
         return oip.model_config(versioned(name, version))
 
     @router.get("/models/{name}/stats")
+    async def model_stats(name: str) -> dict[str, Any]:
+        return {"model_stats": [oip.model_stats(versioned(name, ""))]}
+
     @router.get("/models/{name}/versions/{version}/stats")
-    async def model_stats(name: str, version: str = "") -> dict[str, Any]:
+    async def version_stats(name: str, version: str) -> dict[str, Any]:
         return {"model_stats": [oip.model_stats(versioned(name, version))]}
 
     @router.post(INFER_ROUTE.removeprefix("/v2"), response_model=schemas.InferReply)
+    async def infer(name: str, request: Request) -> Response:
+        return _response(await oip.infer(repository, name, "", await request.body(), dict(request.headers.raw)))
+
     @router.post("/models/{name}/versions/{version}/infer", response_model=schemas.InferReply)
-    async def infer(name: str, request: Request, version: str = "") -> Response:
+    async def version_infer(name: str, version: str, request: Request) -> Response:
         return _response(await oip.infer(repository, name, version, await request.body(), dict(request.headers.raw)))
 
     return router
@@ -179,14 +192,14 @@ def _model_repository(repository: Repository) -> APIRouter:
 def _operations(repository: Repository, metrics: RequestMetrics) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
-    @router.get("/health")
-    @router.get("/healthz")
-    @router.get(LIVE)
+    @router.get("/health", response_class=Response)
+    @router.get("/healthz", response_class=Response)
+    @router.get(LIVE, response_class=Response)
     async def health() -> Response:
         return Response()
 
-    @router.get("/ready")
-    @router.get("/v2/health/ready")
+    @router.get("/ready", response_class=Response)
+    @router.get("/v2/health/ready", response_class=Response)
     async def ready() -> Response:
         missing = [served.name for served in repository.policies.values() if not served.ready]
         if missing:
@@ -198,6 +211,12 @@ def _operations(repository: Repository, metrics: RequestMetrics) -> APIRouter:
         return Response(exposition(repository, metrics), media_type="text/plain; version=0.0.4")
 
     return router
+
+
+def _ready(served: Served) -> Response:
+    if not served.ready:
+        raise Refusal(503, f"policy {served.name!r} is unloaded", field="name", retry_after_s=1)
+    return Response()
 
 
 def _info(served: Served) -> dict[str, Any]:

@@ -217,7 +217,10 @@ class Batcher:
         now = time.perf_counter()
         for job in [*self._queue, *self._running]:
             if job.deadline < now:
-                _settle(job, Refusal(504, "the request's deadline passed before the policy answered; the server is overloaded"))
+                _settle(
+                    job,
+                    Refusal(504, "the request's deadline passed before the policy answered; the server is overloaded"),
+                )
         if (self._queue or self._running) and not self._closed:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
@@ -246,5 +249,3 @@ def _settle(job: Job, outcome: Outcome) -> None:
 def _call(loop: asyncio.AbstractEventLoop, function: object, *args: object) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(function, *args)  # type: ignore[arg-type]
-
-

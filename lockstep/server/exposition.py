@@ -23,7 +23,10 @@ def exposition(repository: Repository, metrics: RequestMetrics) -> str:
         lines += family(name, "gauge", text, samples)
     counters = {
         "lockstep_rows_total": ("Rows decided", [(n, s.batcher.stats.num_rows) for n, s in served]),
-        "lockstep_policy_seconds_total": ("Seconds in the policy", [(n, s.batcher.stats.run_ns / 1e9) for n, s in served]),
+        "lockstep_policy_seconds_total": (
+            "Seconds in the policy",
+            [(n, s.batcher.stats.run_ns / 1e9) for n, s in served],
+        ),
         "lockstep_reloads_total": ("Versions that took over", [(n, s.num_reloads) for n, s in served]),
         "lockstep_reload_failures_total": ("Loads that failed", [(n, s.num_failed_reloads) for n, s in served]),
     }

@@ -91,9 +91,7 @@ class Gate:
         await _send(send, reply)
         return route, reply.status
 
-    def _short_way(
-        self, method: str, path: str, body: bytes, headers: Headers
-    ) -> tuple[str, Awaitable[Reply]] | None:
+    def _short_way(self, method: str, path: str, body: bytes, headers: Headers) -> tuple[str, Awaitable[Reply]] | None:
         if method != "POST":
             return None
         match path.split("/"):

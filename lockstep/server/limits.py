@@ -81,7 +81,9 @@ def decoded(body: bytes, headers: Headers, max_bytes: int) -> bytes:
     if encoding in (b"identity", b""):
         return body
     if encoding not in (b"gzip", b"deflate", b"x-gzip"):
-        raise Refusal(415, f"content-encoding {_text(encoding)}; expected gzip, deflate or none", field="content-encoding")
+        raise Refusal(
+            415, f"content-encoding {_text(encoding)}; expected gzip, deflate or none", field="content-encoding"
+        )
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16 if b"gzip" in encoding else zlib.MAX_WBITS)
     try:
         plain = unpacker.decompress(body, max_bytes + 1)
@@ -143,7 +145,9 @@ def int_header(value: bytes, name: str) -> int:
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {max_bytes} bytes, the limit of this server (--max-body-bytes)", field="body")
+    return Refusal(
+        413, f"the body is larger than {max_bytes} bytes, the limit of this server (--max-body-bytes)", field="body"
+    )
 
 
 def _too_slow(timeout_s: float) -> Refusal:

@@ -123,7 +123,9 @@ def _read_inputs(document: dict[str, Any], tail: memoryview, interface: Interfac
         check_fields(entry, INPUT_FIELDS, where)
         name = entry.get("name")
         if not isinstance(name, str) or name not in specs:
-            raise InputError(f"{where}.name: unknown input {shown(name)}; expected {list(specs)}", field=f"{where}.name")
+            raise InputError(
+                f"{where}.name: unknown input {shown(name)}; expected {list(specs)}", field=f"{where}.name"
+            )
         if name in arrays:
             raise InputError(f"{where}.name: {name!r} is given twice", field=f"{where}.name")
         arrays[name], offset = _read_tensor(entry, specs[name], tail, offset)
@@ -139,9 +141,7 @@ def _read_inputs(document: dict[str, Any], tail: memoryview, interface: Interfac
 def _read_tensor(entry: dict[str, Any], spec: TensorSpec, tail: memoryview, offset: int) -> tuple[np.ndarray, int]:
     name = spec.name
     datatype, shape = entry.get("datatype"), entry.get("shape")
-    floats = ("FP32", "FP64")
-    accepted = floats if spec.datatype in floats else (spec.datatype, "BOOL") if spec.mask_blocks else (spec.datatype,)
-    if datatype not in accepted:
+    if datatype not in accepted_datatypes(spec):
         raise InputError(f"{name}: datatype is {shown(datatype)}; expected {spec.datatype}", field=name)
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise InputError(f"{name}: shape must be an array of sizes; got {shown(shape)}", field=name)
@@ -171,6 +171,13 @@ def _read_tensor(entry: dict[str, Any], spec: TensorSpec, tail: memoryview, offs
             raise InputError(f"{name}: a BOOL byte must be 0 or 1", field=name)
         array = array.view(np.bool_)
     return spec.checked(array.reshape(shape)), offset + size
+
+
+def accepted_datatypes(spec: TensorSpec) -> tuple[str, ...]:
+    """Datatypes that an input may come in; the first is the one that the metadata names."""
+    if spec.dtype[0] == "f":
+        return tuple(dict.fromkeys((spec.datatype, "FP32", "FP64")))
+    return tuple(dict.fromkeys((spec.datatype, "BOOL"))) if spec.mask_blocks else (spec.datatype,)
 
 
 def shown_shape(shape: list[int]) -> str:
@@ -212,7 +219,9 @@ def _read_outputs(
         check_fields(entry, OUTPUT_FIELDS, where)
         name = entry.get("name")
         if not isinstance(name, str) or name not in specs:
-            raise InputError(f"{where}.name: unknown output {shown(name)}; expected {list(specs)}", field=f"{where}.name")
+            raise InputError(
+                f"{where}.name: unknown output {shown(name)}; expected {list(specs)}", field=f"{where}.name"
+            )
         if name in asked:
             raise InputError(f"{where}.name: {name!r} is asked for twice", field=f"{where}.name")
         wishes = _object(entry, "parameters", f"{where}.parameters")

@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from lockstep.server import schemas
+from lockstep.core.tree import tree_map
+from lockstep.server import oip, schemas
 from lockstep.server.gate import ACT_ROUTE, INFER_ROUTE, OPEN_PATHS
-from lockstep.server.repository import Repository
+from lockstep.server.repository import Loaded, Repository
+from lockstep.server.tensors import OBSERVATION
 
 REF = "#/components/schemas/{model}"
 
@@ -23,7 +25,10 @@ def document_routes(app: FastAPI, repository: Repository, *, needs_key: bool) ->
         components = document.setdefault("components", {}).setdefault("schemas", {})
         act_request = _add(components, schemas.ActRequest)
         _narrow(components[act_request], repository)
+        act_examples = {name: {"value": _act_example(s.loaded)} for name, s in repository.policies.items()}
         infer_request = _add(components, schemas.InferRequest)
+        _narrow_inputs(components["InferInput"], repository)
+        infer_examples = {name: {"value": _infer_example(s.loaded)} for name, s in repository.policies.items()}
         for path, item in document["paths"].items():
             for operation in item.values():
                 operation["responses"].pop("422", None)
@@ -31,9 +36,12 @@ def document_routes(app: FastAPI, repository: Repository, *, needs_key: bool) ->
                     if parameter["name"] == "name":
                         parameter["schema"] = {"type": "string", "enum": list(repository.policies)}
                 if path == ACT_ROUTE:
-                    operation["requestBody"] = _body(act_request)
+                    operation["requestBody"] = _body(act_request, act_examples)
                 elif path.endswith("/infer") and path.startswith(INFER_ROUTE.removesuffix("/infer")):
-                    operation["requestBody"] = _body(infer_request)
+                    operation["requestBody"] = _body(infer_request, infer_examples)
+                    operation["responses"]["200"]["content"]["application/octet-stream"] = {
+                        "schema": {"type": "string", "format": "binary"}
+                    }
                 if needs_key and path not in OPEN_PATHS:
                     operation["security"] = [{"bearer": []}, {"key": []}]
         if needs_key:
@@ -66,5 +74,35 @@ def _narrow(schema: dict[str, Any], repository: Repository) -> None:
     schema["oneOf"] = [{"required": ["observation"]}, {"required": ["observations"]}]
 
 
-def _body(model: str) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": REF.format(model=model)}}}}
+def _narrow_inputs(schema: dict[str, Any], repository: Repository) -> None:
+    """Names and datatypes of the served policies' inputs."""
+    specs = [spec for served in repository.policies.values() for spec in served.loaded.interface.inputs]
+    schema["properties"]["name"] = {"type": "string", "enum": sorted({spec.name for spec in specs})}
+    datatypes = {datatype for spec in specs for datatype in oip.accepted_datatypes(spec)}
+    schema["properties"]["datatype"] = {"type": "string", "enum": sorted(datatypes)}
+
+
+def _act_example(loaded: Loaded) -> dict[str, Any]:
+    obs = loaded.interface.example(1)
+    return {"observation": tree_map(lambda x: x[0].tolist(), obs)}
+
+
+def _infer_example(loaded: Loaded) -> dict[str, Any]:
+    obs = loaded.interface.example(1)
+    arrays = obs if isinstance(obs, dict) else {OBSERVATION: obs}
+    return {
+        "inputs": [
+            {
+                "name": spec.name,
+                "shape": [1, *spec.shape],
+                "datatype": spec.datatype,
+                "data": arrays[spec.name].ravel().tolist(),
+            }
+            for spec in loaded.interface.inputs
+        ]
+    }
+
+
+def _body(model: str, examples: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": REF.format(model=model)}, "examples": examples}
+    return {"required": True, "content": {"application/json": content}}

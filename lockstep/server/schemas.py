@@ -36,7 +36,9 @@ class ActRequest(Strict):
     observations: Any = None
     deterministic: bool = Field(True, description="the distribution's mode; false draws a sample")
     seed: Seed | None = None
-    session_id: SessionId | None = Field(None, description="whose recurrent state, frame stack and random stream to use")
+    session_id: SessionId | None = Field(
+        None, description="whose recurrent state, frame stack and random stream to use"
+    )
     reset: bool | list[bool] | None = Field(None, description="the observation begins an episode of the session")
 
 

@@ -74,7 +74,9 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def take(self, name: str, num_rows: int, seed: int | None, default_seed: int, new_streams: Callable[[int], int]) -> Session:
+    def take(
+        self, name: str, num_rows: int, seed: int | None, default_seed: int, new_streams: Callable[[int], int]
+    ) -> Session:
         """The session of that id, made if unknown, with its use counted until `give_back`.
 
         Args:

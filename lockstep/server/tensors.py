@@ -64,7 +64,9 @@ class TensorSpec:
         _, kinds = leaves(value)
         if not (kinds <= {int, float} or kinds == {bool}):
             got = "numbers and arrays mixed, or something else" if isinstance(value, list) else shown(value)
-            raise InputError(f"{self.name}: expected numbers of shape {self._shape(batched)}; got {got}", field=self.name)
+            raise InputError(
+                f"{self.name}: expected numbers of shape {self._shape(batched)}; got {got}", field=self.name
+            )
         try:
             array = np.array(value)
         except ValueError as error:
@@ -84,9 +86,7 @@ class TensorSpec:
         """
         if array.shape[1:] != self.shape or array.ndim == 0 or array.shape[0] == 0:
             got = array.shape if batched else array.shape[1:]
-            raise InputError(
-                f"{self.name}: expected shape {self._shape(batched)}; got {list(got)}", field=self.name
-            )
+            raise InputError(f"{self.name}: expected shape {self._shape(batched)}; got {list(got)}", field=self.name)
         kind = self.dtype[0]
         if kind == "f":
             return self._real(array)
@@ -112,7 +112,9 @@ class TensorSpec:
         start = 0
         for size in self.mask_blocks:
             if not columns[:, start : start + size].any(axis=1).all():
-                raise InputError(f"{self.name}: a row allows no choice; at least one entry must be true", field=self.name)
+                raise InputError(
+                    f"{self.name}: a row allows no choice; at least one entry must be true", field=self.name
+                )
             start += size
         return flags.astype(self.dtype)
 
@@ -182,7 +184,9 @@ class Interface:
         arrays = {}
         for spec in self.inputs:
             fill = 1 if spec.mask_blocks else 0
-            arrays[spec.name] = np.full((num_rows, *spec.shape), fill, spec.dtype if spec.dtype[0] != "f" else "float32")
+            arrays[spec.name] = np.full(
+                (num_rows, *spec.shape), fill, spec.dtype if spec.dtype[0] != "f" else "float32"
+            )
         return arrays if self.is_dict else arrays[OBSERVATION]
 
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +119,35 @@ class Server:
 @pytest.fixture
 def server(folders: dict[str, Path]) -> Server:
     return Server(folders)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(policies: list[str]) -> Iterator[str]:
+    """`lockstep serve` as a process; yields host:port, and sees that SIGTERM ends it in order."""
+    port = free_port()
+    command = [sys.executable, "-m", "lockstep.cli.main", "serve", *policies, "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 0, log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()

@@ -194,7 +194,7 @@ VALUES = st.recursive(
 )
 ACT_BODIES = st.fixed_dictionaries(
     {"observation": VALUES | st.lists(st.floats(), min_size=4, max_size=4)},
-    optional={key: VALUES for key in ("deterministic", "seed", "session_id", "reset", "observations")},
+    optional=dict.fromkeys(("deterministic", "seed", "session_id", "reset", "observations"), VALUES),
 )
 TENSORS = st.fixed_dictionaries(
     {"name": st.just("observation") | VALUES, "shape": st.just([1, 4]) | VALUES, "datatype": st.just("FP32") | VALUES},

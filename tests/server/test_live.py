@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,41 +13,16 @@ import pytest
 
 from lockstep.models.control.actor import Actor
 
-from .conftest import make_policy
+from .conftest import make_policy, serving
 
 triton = pytest.importorskip("tritonclient.http")
 OBS = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def live(folders: dict[str, Path]) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "lockstep.cli.main", "serve", f"cart={folders['cart']}", str(folders["memory"])]
-    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
-        assert process.returncode == 0, log
-        assert "Traceback" not in log
-    finally:
-        process.kill()
-        process.communicate()
+    with serving([f"cart={folders['cart']}", str(folders["memory"])]) as address:
+        yield address
 
 
 @pytest.fixture

@@ -47,7 +47,10 @@ def test_json_infer(server: Server, path: str, nested: bool) -> None:
     assert (reply["model_name"], reply["model_version"], reply["id"]) == ("cart", "1", "42")
     outputs = {entry["name"]: entry for entry in reply["outputs"]}
     assert outputs["action"] == {
-        "name": "action", "datatype": "INT64", "shape": [3], "data": expected().env_action.tolist()
+        "name": "action",
+        "datatype": "INT64",
+        "shape": [3],
+        "data": expected().env_action.tolist(),
     }
     assert outputs["logprob"]["data"] == expected().logprob.tolist()
     assert outputs["value"]["data"] == expected().value.tolist()
@@ -170,7 +173,15 @@ def test_bad_request_names_its_field(server: Server, changes: dict[str, Any], fi
 
 @pytest.mark.parametrize(
     ("size", "tail", "header"),
-    [(48, 47, None), (48, 49, None), (47, 47, None), (2**70, 48, None), (48, 48, "100000"), (48, 48, "-1"), (48, 48, "x")],
+    [
+        (48, 47, None),
+        (48, 49, None),
+        (47, 47, None),
+        (2**70, 48, None),
+        (48, 48, "100000"),
+        (48, 48, "-1"),
+        (48, 48, "x"),
+    ],
 )
 def test_bad_binary_framing_is_refused(server: Server, size: int, tail: int, header: str | None) -> None:
     body, headers = binary({"inputs": [binary_input(size)]}, b"\0" * tail)
