@@ -12,7 +12,7 @@ from lockstep.core.errors import CheckpointError, ConfigError, InputError
 from lockstep.kernels import native
 from lockstep.kernels.adam import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu}
+POLYAK = {"naive": naive.polyak, "cpu": cpu.polyak}
 
 
 class FusedAdam:
@@ -52,26 +52,20 @@ class FusedAdam:
         self.num_steps = 0
         self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self._addresses = cpu.Addresses(self.params, self.exp_avgs, self.exp_avg_sqs)
 
     @torch.no_grad()
     def step(self, max_grad_norm: float | None = None) -> float:
         """Apply the gradients; returns their global L2 norm before clipping by min(1, max / (norm + 1e-6))."""
         self.num_steps += 1
-        fast = all(p.is_contiguous() and native.choose(p) == "cpu" for p in self.params)
-        return float(
-            IMPLEMENTATIONS["cpu" if fast else "naive"].step(
-                self.params,
-                [p.grad for p in self.params],
-                self.exp_avgs,
-                self.exp_avg_sqs,
-                self.lr,
-                self.betas,
-                self.eps,
-                self.weight_decay,
-                self.num_steps,
-                max_grad_norm,
-            )
-        )
+        grads = [p.grad for p in self.params]
+        scalars = (self.lr, self.betas, self.eps, self.weight_decay, self.num_steps, max_grad_norm)
+        if native.usable():
+            if not self._addresses.hold():
+                self._addresses = cpu.Addresses(self.params, self.exp_avgs, self.exp_avg_sqs)
+            if self._addresses.fits:
+                return self._addresses.step(grads, *scalars)
+        return naive.step(self.params, grads, self.exp_avgs, self.exp_avg_sqs, *scalars)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -114,4 +108,4 @@ def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], tau: float) -> 
         if target.shape != source.shape:
             raise InputError(f"polyak pairs {tuple(target.shape)} with {tuple(source.shape)}", field="sources")
     fast = all(t.is_contiguous() and native.choose(t) == "cpu" for t in (*targets, *sources))
-    IMPLEMENTATIONS["cpu" if fast else "naive"].polyak(targets, sources, tau)
+    POLYAK["cpu" if fast else "naive"](targets, sources, tau)
