@@ -153,11 +153,11 @@ def _encode(policy: Policy, obs: Any) -> Any:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise InputError(f"data set {path} does not exist", field="dataset") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"data set {path} is not a readable .npz file of arrays: {error}", field="dataset") from error
 
 

@@ -116,7 +116,7 @@ class TransitionCollector:
             self.actor.policy.preprocess.update(raw)
             return raw, tree_map(as_tensor, next_obs)
         if self._plain:
-            return features, next_obs
+            return features, next_obs.reshape(features.shape)
         return features, self.actor.policy.encode(tree_map(as_tensor, next_obs), self.actor.state, self._no_starts_N)[0]
 
     def state_dict(self) -> dict[str, Any]:

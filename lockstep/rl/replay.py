@@ -115,7 +115,7 @@ class ReplayBuffer:
     ) -> None:
         """Append one step of N environments; everything is copied."""
         if self.action is None:
-            self._allocate(features, action, next_features)
+            self._allocate(features, action)
         row = self.num_written % self.num_rows
         leaves = [*tree_leaves(features), *tree_leaves(next_features), action]
         for column, leaf in zip(self._columns, leaves, strict=False):
@@ -194,7 +194,7 @@ class ReplayBuffer:
         if "action" not in data:
             return
         first = tree_map(lambda x: x[0], data["features"])
-        self._allocate(first, data["action"][0], tree_map(lambda x: x[0], data["next_features"]))
+        self._allocate(first, data["action"][0])
         rows = slice(min(self.num_written, self.num_rows))
         for name in ("reward", "discount", "terminated", "ended", "valid", "action"):
             self.__dict__[name][rows] = data[name]
@@ -202,13 +202,13 @@ class ReplayBuffer:
         tree_map(lambda mine, saved: mine[rows].copy_(saved), self.next_features, data["next_features"])
         self._has_invalid = not bool(self.valid[rows].all())
 
-    def _allocate(self, features: Any, action: Tensor, next_features: Any) -> None:
+    def _allocate(self, features: Any, action: Tensor) -> None:
         # Zeroed pages are handed out by the system when they are first written, so an unfilled buffer costs nothing.
         def make(x: Any) -> Tensor:
             leaf = torch.as_tensor(x)
             return torch.zeros(self.num_rows, *leaf.shape, dtype=leaf.dtype)
 
-        self.features, self.next_features = tree_map(make, features), tree_map(make, next_features)
+        self.features, self.next_features = tree_map(make, features), tree_map(make, features)
         self.action = make(action)
         columns = [*tree_leaves(self.features), *tree_leaves(self.next_features), self.action]
         columns += [self.reward, self.discount, self.terminated, self.ended, self.valid]
