@@ -69,6 +69,34 @@ LS_API void ls_squashed_backward(const float* log_std, const float* normal, cons
                                  const float* dactions, const float* dlogprob, float* dmean, float* dlog_std,
                                  int64_t num_rows, int64_t num_actions);
 
+// Recurrent cells. pre [M][4H] holds the gates i, f, g, o; in and re [M][3H] hold r, z, n, and
+// n = tanh(in_n + sigmoid(r) re_n). Gradients that are null on the way in are zero.
+LS_API void ls_lstm_gates(const float* pre, const float* c, float* h_out, float* c_out, int64_t num_rows,
+                          int64_t hidden);
+LS_API void ls_lstm_gates_backward(const float* pre, const float* c, const float* c_out, const float* dh,
+                                   const float* dc_out, float* dpre, float* dc, int64_t num_rows, int64_t hidden);
+LS_API void ls_gru_gates(const float* in, const float* re, const float* h, float* h_out, int64_t num_rows,
+                         int64_t hidden);
+LS_API void ls_gru_gates_backward(const float* in, const float* re, const float* h, const float* dh_out, float* din,
+                                  float* dre, float* dh, int64_t num_rows, int64_t hidden);
+// T steps: pre[t] = h_before[t] weight + bias + inputs[t], h_before[t] = starts[t] ? 0 : h[t - 1]. h, c, h_before and
+// c_before are [T][M][H], pre and inputs [T][M][4H] (GRU: re and inputs [T][M][3H]); all are written for the backward.
+LS_API void ls_lstm_sequence(const float* inputs, const float* weight, const float* bias, const uint8_t* starts,
+                             const float* h0, const float* c0, float* h, float* c, float* h_before, float* c_before,
+                             float* pre, int64_t num_steps, int64_t num_rows, int64_t hidden);
+LS_API void ls_lstm_sequence_backward(const float* weight, const uint8_t* starts, const float* c,
+                                      const float* h_before, const float* c_before, const float* pre, const float* dh,
+                                      const float* dh_last, const float* dc_last, float* dinputs, float* dweight,
+                                      float* dbias, float* dh0, float* dc0, int64_t num_steps, int64_t num_rows,
+                                      int64_t hidden);
+LS_API void ls_gru_sequence(const float* inputs, const float* weight, const float* bias, const uint8_t* starts,
+                            const float* h0, float* h, float* h_before, float* re, int64_t num_steps,
+                            int64_t num_rows, int64_t hidden);
+LS_API void ls_gru_sequence_backward(const float* inputs, const float* weight, const uint8_t* starts,
+                                     const float* h_before, const float* re, const float* dh, const float* dh_last,
+                                     float* dinputs, float* dre, float* dweight, float* dbias, float* dh0,
+                                     int64_t num_steps, int64_t num_rows, int64_t hidden);
+
 // PPO loss: loss [1], stats [6] = policy loss, value loss, entropy, approx kl, clip fraction, max |ratio - 1|; the
 // gradients of the loss are written at once. value_clip < 0: no value clipping. mask (bytes) may be null.
 LS_API void ls_ppo_surrogate(const float* logprob, const float* entropy, const float* value, const float* old_logprob,

@@ -5,6 +5,7 @@ A row's result depends on that row only: not on the batch it is in, its place th
 
 from lockstep.kernels.adam import FusedAdam, polyak
 from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
+from lockstep.kernels.gates import gru_gates, gru_sequence, lstm_gates, lstm_sequence
 from lockstep.kernels.gather import gather_rows
 from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squashed_gaussian_sample
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
@@ -35,7 +36,11 @@ __all__ = [
     "gather_rows",
     "gaussian_evaluate",
     "gaussian_sample",
+    "gru_gates",
+    "gru_sequence",
     "linear",
+    "lstm_gates",
+    "lstm_sequence",
     "mlp",
     "noise_bits",
     "normal",

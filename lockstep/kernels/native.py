@@ -49,6 +49,14 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_gaussian_sample": ([_P, _P, _I64, _P, _P, _P, _I64, _I64], None),
     "ls_squashed_sample": ([_P, _P, _I64, _P, _P, _P, _I64, _I64], None),
     "ls_squashed_backward": ([_P, _P, _P, _P, _P, _P, _P, _I64, _I64], None),
+    "ls_lstm_gates": ([_P] * 4 + [_I64] * 2, None),
+    "ls_lstm_gates_backward": ([_P] * 7 + [_I64] * 2, None),
+    "ls_gru_gates": ([_P] * 4 + [_I64] * 2, None),
+    "ls_gru_gates_backward": ([_P] * 7 + [_I64] * 2, None),
+    "ls_lstm_sequence": ([_P] * 11 + [_I64] * 3, None),
+    "ls_lstm_sequence_backward": ([_P] * 14 + [_I64] * 3, None),
+    "ls_gru_sequence": ([_P] * 8 + [_I64] * 3, None),
+    "ls_gru_sequence_backward": ([_P] * 12 + [_I64] * 3, None),
     "ls_ppo_surrogate": ([_P] * 8 + [_F32] * 4 + [_I64] + [_P] * 5, None),
     "ls_adam": ([_P] * 5 + [_I64] + [_F64] * 5 + [_I64, _F64], _F64),
     "ls_polyak": ([_P, _P, _P, _I64, _F32], None),
@@ -110,7 +118,9 @@ class _State:
                 self.reason = f"no compiled kernels: {error}"
                 continue
             self.level = level
-            self.reason = ""
+            self.reason = (
+                "" if level == best else f"the {LEVELS[best]} build could not be loaded; reinstall lockstep-rl"
+            )
             return
 
 

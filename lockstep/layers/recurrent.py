@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lockstep import kernels
 from lockstep.layers.linear import Linear
 
 State = dict[str, Tensor]
@@ -43,16 +44,9 @@ class LSTM(nn.Module):
         """Run T steps; where `starts` is true the state is zeroed before the step. Returns ([T, M, H], state)."""
         num_steps, num = x_TMK.shape[:2]
         inputs = self.input(x_TMK.reshape(num_steps * num, -1)).view(num_steps, num, -1)
-        h, c = state["h"], state["c"]
-        outputs = []
-        for t in range(num_steps):
-            keep = (~starts_TM[t]).unsqueeze(1).to(h.dtype)
-            h, c = h * keep, c * keep
-            i, f, g, o = (inputs[t] + self.recurrent(h)).chunk(4, dim=1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
-        return torch.stack(outputs), {"h": h, "c": c}
+        weight, bias = self.recurrent.weight, self.recurrent.bias
+        h_TMH, c = kernels.lstm_sequence(inputs, weight, bias, state["h"], state["c"], starts_TM)
+        return h_TMH, {"h": h_TMH[-1], "c": c}
 
 
 class GRU(nn.Module):
@@ -82,17 +76,8 @@ class GRU(nn.Module):
         """Run T steps; where `starts` is true the state is zeroed before the step. Returns ([T, M, H], state)."""
         num_steps, num = x_TMK.shape[:2]
         inputs = self.input(x_TMK.reshape(num_steps * num, -1)).view(num_steps, num, -1)
-        h = state["h"]
-        outputs = []
-        for t in range(num_steps):
-            h = h * (~starts_TM[t]).unsqueeze(1).to(h.dtype)
-            in_r, in_z, in_n = inputs[t].chunk(3, dim=1)
-            re_r, re_z, re_n = self.recurrent(h).chunk(3, dim=1)
-            z = torch.sigmoid(in_z + re_z)
-            n = torch.tanh(in_n + torch.sigmoid(in_r + re_r) * re_n)
-            h = (1.0 - z) * n + z * h
-            outputs.append(h)
-        return torch.stack(outputs), {"h": h}
+        h_TMH = kernels.gru_sequence(inputs, self.recurrent.weight, self.recurrent.bias, state["h"], starts_TM)
+        return h_TMH, {"h": h_TMH[-1]}
 
 
 def build_recurrent(kind: Literal["lstm", "gru"], in_size: int, hidden_size: int) -> LSTM | GRU:
