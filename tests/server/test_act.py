@@ -188,7 +188,7 @@ def test_bad_input_names_its_field(server: Server, kind: str, body: Any, field: 
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity"])
 def test_non_finite_numbers_name_the_observation(server: Server, token: str) -> None:
-    text = '{"observation": [0, 0, %s, 0]}' % token
+    text = f'{{"observation": [0, 0, {token}, 0]}}'
     reply = server.call("POST", "/v1/policies/cart/act", content=text, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert reply.json()["field"] == "observation"
