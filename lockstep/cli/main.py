@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(importlib.import_module("lockstep").__version__)
         return 0
     verb, rest = args[0], args[1:]
+    # A console script's path lacks the working directory, where a user's environment by import path usually lies.
+    if "" not in sys.path:
+        sys.path.append("")
     if verb not in VERBS:
         print(f"lockstep: {unknown_name('command', verb, VERBS)}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,32 @@ def test_recipe_without_its_data_is_still_diagnosed(capsys: pytest.CaptureFixtur
 def test_mistyped_recipe_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "ppo-cartpol"]) == 2
     assert "'ppo-cartpole'" in capsys.readouterr().err
+
+
+ENVIRONMENT = """
+import gymnasium as gym
+
+
+class Still(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        return self.observation_space.low, 0.0, False, True, {}
+"""
+
+
+def test_environment_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "still_env.py").write_text(ENVIRONMENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert main(["doctor", "still_env:Still", "--num-envs", "2", "--seconds", "0.01"]) == 0
+    assert "no reward in" in capsys.readouterr().out
 
 
 def test_unwritable_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
