@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 
 GRACE_S = 30.0
 
@@ -125,7 +126,7 @@ async def _load(wish: LoadWish) -> LoadResult:
     tally = _Tally(start + wish.seconds)
     pairs = await asyncio.gather(
         *(
-            loop.create_connection(lambda text=text: _Connection(text.encode(), tally), wish.host, wish.port)
+            loop.create_connection(partial(_Connection, text.encode(), tally), wish.host, wish.port)
             for text in wish.requests
         )
     )
@@ -135,8 +136,8 @@ async def _load(wish: LoadWish) -> LoadResult:
         tally.fail(f"no reply within {GRACE_S:.0f} s")
     seconds = time.perf_counter() - start
     ordered = sorted(tally.latencies) or [float("nan")]
-    at = [1e3 * ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.9, 0.99, 1.0)]
-    return LoadResult(len(tally.latencies), tally.num_errors, seconds, *at, error=tally.error)
+    p50, p90, p99, top = (1e3 * ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.9, 0.99, 1.0))
+    return LoadResult(len(tally.latencies), tally.num_errors, seconds, p50, p90, p99, top, tally.error)
 
 
 def run_load(wish: LoadWish) -> LoadResult:

@@ -14,14 +14,14 @@ def exposition(repository: Repository, metrics: RequestMetrics) -> str:
     lines += header(name, "histogram", "Rows in a batch")
     for policy, entry in served:
         lines += entry.batcher.stats.batch_rows.lines(name, label_text(policy=policy))
-    gauges = {
+    gauges: dict[str, tuple[str, list[tuple[str, float]]]] = {
         "lockstep_queue_depth": ("Requests that wait", [(n, len(s.batcher)) for n, s in served]),
         "lockstep_sessions": ("Sessions kept", [(n, len(s.sessions)) for n, s in served]),
         "lockstep_policy_ready": ("1 if loaded", [(n, int(s.ready)) for n, s in served]),
     }
     for name, (text, samples) in gauges.items():
         lines += family(name, "gauge", text, samples)
-    counters = {
+    counters: dict[str, tuple[str, list[tuple[str, float]]]] = {
         "lockstep_rows_total": ("Rows decided", [(n, s.batcher.stats.num_rows) for n, s in served]),
         "lockstep_policy_seconds_total": (
             "Seconds in the policy",

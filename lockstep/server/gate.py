@@ -17,7 +17,7 @@ from typing import Any
 from lockstep.core.errors import InputError
 from lockstep.server.act import act
 from lockstep.server.config import ServeConfig
-from lockstep.server.limits import Disconnected, Headers, check_key, read_body
+from lockstep.server.limits import BodyReader, Disconnected, Headers, check_key
 from lockstep.server.metrics import RequestMetrics
 from lockstep.server.oip import infer
 from lockstep.server.replies import Refusal, Reply, error_reply
@@ -50,7 +50,7 @@ class Gate:
         self.app = app
         self.repository = repository
         self.metrics = metrics
-        self.config = config
+        self.bodies = BodyReader(config.max_body_bytes, config.request_timeout_s)
         self.key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +75,7 @@ class Gate:
             if path == LIVE:
                 route, reply = LIVE, Reply(200, b"")
             else:
-                body = await read_body(receive, headers, self.config.max_body_bytes, self.config.request_timeout_s)
+                body = await self.bodies.read(receive, headers)
                 short = self._short_way(scope["method"], path, body, headers)
                 if short is None:
                     return await self._through_app(scope, body, receive, send)

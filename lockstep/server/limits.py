@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -17,58 +18,77 @@ from lockstep.server.replies import Refusal, shortened, shown
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Headers = Mapping[bytes, bytes]
+SWEEP_S = 0.1
 
 
 class Disconnected(Exception):
     """The client left while its body was read."""
 
 
-async def read_body(receive: Receive, headers: Headers, max_bytes: int, timeout_s: float) -> bytes:
-    """A request's whole body, as sent.
+class BodyReader:
+    """Reads bodies within a size and a time.
 
-    Raises:
-        Refusal: 413 too large, 408 too slow, 400 a content-length that is no number.
-        Disconnected: the client left.
+    The deadlines of all bodies being read share one timer: it looks at them every `SWEEP_S` while there are any, and
+    cancels the await of those that are late. (A timer for each costs more than reading a small body.)
     """
-    length = headers.get(b"content-length")
-    if length is not None and int_header(length, "content-length") > max_bytes:
-        raise _too_large(max_bytes)
-    message = await _first_part(receive, headers, timeout_s)
-    body = message.get("body", b"")
-    if len(body) > max_bytes:
-        raise _too_large(max_bytes)
-    if not message.get("more_body", False):
-        return body
-    parts = [body]
-    size = len(body)
-    try:
-        async with asyncio.timeout(timeout_s):
-            while message.get("more_body", False):
-                message = _checked(await receive())
-                part = message.get("body", b"")
-                size += len(part)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                parts.append(part)
-    except TimeoutError as error:
-        raise _too_slow(timeout_s) from error
-    return b"".join(parts)
 
+    def __init__(self, max_bytes: int, timeout_s: float) -> None:
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
-async def _first_part(receive: Receive, headers: Headers, timeout_s: float) -> Mapping[str, Any]:
-    if b"content-length" not in headers and b"transfer-encoding" not in headers:
-        return _checked(await receive())  # an empty body is there already: no timer for the common case
-    try:
-        async with asyncio.timeout(timeout_s):
-            return _checked(await receive())
-    except TimeoutError as error:
-        raise _too_slow(timeout_s) from error
+    async def read(self, receive: Receive, headers: Headers) -> bytes:
+        """A request's whole body, as sent.
 
+        Raises:
+            Refusal: 413 too large, 408 too slow, 400 a content-length that is no number.
+            Disconnected: the client left.
+        """
+        length = headers.get(b"content-length")
+        if length is not None and int_header(length, "content-length") > self.max_bytes:
+            raise _too_large(self.max_bytes)
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading[task] = time.monotonic() + self.timeout_s
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        try:
+            return await self._parts(receive)
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            task.uncancel()
+            raise Refusal(408, f"the body did not arrive within {self.timeout_s:g} s", field="body") from None
+        finally:
+            del self._reading[task]
+            self._late.discard(task)
 
-def _checked(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    return message
+    async def _parts(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            body = message.get("body", b"")
+            size += len(body)
+            if size > self.max_bytes:
+                raise _too_large(self.max_bytes)
+            if not message.get("more_body", False):
+                return b"".join([*parts, body]) if parts else body
+            parts.append(body)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for task, deadline in self._reading.items():
+            if deadline < now and task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        if self._reading:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
 
 def decoded(body: bytes, headers: Headers, max_bytes: int) -> bytes:
@@ -148,10 +168,6 @@ def _too_large(max_bytes: int) -> Refusal:
     return Refusal(
         413, f"the body is larger than {max_bytes} bytes, the limit of this server (--max-body-bytes)", field="body"
     )
-
-
-def _too_slow(timeout_s: float) -> Refusal:
-    return Refusal(408, f"the body did not arrive within {timeout_s:g} s", field="body")
 
 
 def _text(value: bytes) -> str:

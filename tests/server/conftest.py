@@ -43,8 +43,7 @@ SPECS = {
         obs_space=BoxSpace((4,), "float32"),
         action_space=MultiDiscreteSpace((3, 2)),
         head="categorical",
-        # 32: torch's own elementwise sigmoid gives other bits in the tail of a vector, so the core's width is a multiple
-        network=NetworkConfig(hidden_sizes=(16,), recurrent="gru", recurrent_size=32),
+        network=NetworkConfig(hidden_sizes=(16,), recurrent="gru", recurrent_size=9),
         frame_stack=3,
     ),
     "masked": PolicySpec(
@@ -114,6 +113,12 @@ class Server:
 
     def infer(self, name: str, body: Any, **kwargs: Any) -> httpx.Response:
         return self.call("POST", f"/v2/models/{name}/infer", json=body, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def shared(folders: dict[str, Path]) -> Server:
+    """For tests that do not look at what others leave behind (counts, sessions)."""
+    return Server(folders)
 
 
 @pytest.fixture

@@ -41,10 +41,10 @@ def row(obs: Any, index: int) -> Any:
 
 @pytest.mark.parametrize("kind", ["cart", "walker", "memory", "masked", "twin"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_served_equals_actor(server: Server, kind: str, deterministic: bool) -> None:
+def test_served_equals_actor(shared: Server, kind: str, deterministic: bool) -> None:
     obs = observations(kind, 6)
     body = {"observations": as_json(obs), "deterministic": deterministic, "seed": 11}
-    reply = server.act(kind, body).json()
+    reply = shared.act(kind, body).json()
     expected = Actor(make_policy(kind), 6, seed=11).act(obs, deterministic=deterministic)
     assert reply["action"] == expected.env_action.tolist()
     assert reply["logprob"] == expected.logprob.tolist()
@@ -75,7 +75,7 @@ def test_batched_requests_equal_single_ones(server: Server, kind: str) -> None:
     assert batched == alone
 
 
-def test_a_session_equals_an_actor_run(server: Server) -> None:
+def test_a_session_equals_an_actor_run(shared: Server) -> None:
     """Recurrent state, frame stack and random stream of a session go on as an Actor's, resets included."""
     actor = Actor(make_policy("memory"), 1, seed=5)
     for step in range(12):
@@ -84,13 +84,13 @@ def test_a_session_equals_an_actor_run(server: Server) -> None:
         expected = actor.act(obs, deterministic=False)
         actor.advance(np.array([step + 1 in (0, 7)]))
         body = {"observation": obs[0].tolist(), "deterministic": False, "session_id": "a", "seed": 5, "reset": starts}
-        reply = server.act("memory", body).json()
+        reply = shared.act("memory", body).json()
         assert reply["action"] == expected.env_action[0].tolist(), step
         assert reply["logprob"] == float(expected.logprob[0]), step
         assert reply["value"] == float(expected.value[0]), step  # type: ignore[index]
 
 
-def test_a_session_of_many_rows_resets_row_by_row(server: Server) -> None:
+def test_a_session_of_many_rows_resets_row_by_row(shared: Server) -> None:
     actor = Actor(make_policy("memory"), 3, seed=5)
     for step in range(5):
         obs = observations("memory", 3)
@@ -99,10 +99,10 @@ def test_a_session_of_many_rows_resets_row_by_row(server: Server) -> None:
         actor.advance(ends)
         reset = None if step == 0 else [step == 2, step == 3, False]
         body = {"observations": obs.tolist(), "deterministic": False, "session_id": "v", "seed": 5, "reset": reset}
-        assert server.act("memory", body).json()["logprob"] == expected.logprob.tolist(), step
+        assert shared.act("memory", body).json()["logprob"] == expected.logprob.tolist(), step
 
 
-def test_concurrent_requests_of_one_session_keep_their_order(server: Server) -> None:
+def test_concurrent_requests_of_one_session_keep_their_order(shared: Server) -> None:
     obs = observations("memory", 8)
     actor = Actor(make_policy("memory"), 1, seed=5)
     expected = []
@@ -115,14 +115,14 @@ def test_concurrent_requests_of_one_session_keep_their_order(server: Server) -> 
         replies = await asyncio.gather(*(client.post("/v1/policies/memory/act", json=body) for body in bodies))
         return [reply.json()["logprob"] for reply in replies]
 
-    assert server.run(together) == expected
+    assert shared.run(together) == expected
 
 
-def test_sampling_without_a_seed_differs_from_request_to_request(server: Server) -> None:
+def test_sampling_without_a_seed_differs_from_request_to_request(shared: Server) -> None:
     body = {"observation": [0.1, 0.2, 0.3, 0.4, 0.5], "deterministic": False}
-    actions = [server.act("walker", body).json()["action"] for _ in range(5)]
+    actions = [shared.act("walker", body).json()["action"] for _ in range(5)]
     assert len({tuple(action) for action in actions}) == 5
-    repeated = [server.act("walker", {**body, "seed": 3}).json()["action"] for _ in range(2)]
+    repeated = [shared.act("walker", {**body, "seed": 3}).json()["action"] for _ in range(2)]
     assert repeated[0] == repeated[1]
 
 
@@ -179,17 +179,17 @@ def test_threaded_batches_equal_inline_ones(folders: dict[str, Path], monkeypatc
         ("masked", {"observations": {"position": [0], "speed": [[0, 0]] * 2, "action_mask": [[1, 1, 1]]}}, "speed"),
     ],
 )
-def test_bad_input_names_its_field(server: Server, kind: str, body: Any, field: str) -> None:
-    reply = server.act(kind, body)
+def test_bad_input_names_its_field(shared: Server, kind: str, body: Any, field: str) -> None:
+    reply = shared.act(kind, body)
     assert reply.status_code == 400, reply.text
     assert reply.json()["field"] == field
     assert reply.json()["error"]
 
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity"])
-def test_non_finite_numbers_name_the_observation(server: Server, token: str) -> None:
+def test_non_finite_numbers_name_the_observation(shared: Server, token: str) -> None:
     text = f'{{"observation": [0, 0, {token}, 0]}}'
-    reply = server.call("POST", "/v1/policies/cart/act", content=text, headers={"content-type": "application/json"})
+    reply = shared.call("POST", "/v1/policies/cart/act", content=text, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert reply.json()["field"] == "observation"
 
@@ -206,12 +206,12 @@ def test_values_that_overflow_the_policy_are_refused_and_leave_the_session_alone
     assert first["value"] is not None
 
 
-def test_a_session_keeps_its_rows_and_seed(server: Server) -> None:
-    server.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 1})
-    other_rows = server.act("cart", {"observations": [[0, 0, 0, 0]] * 2, "session_id": "k"})
-    other_seed = server.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 2})
+def test_a_session_keeps_its_rows_and_seed(shared: Server) -> None:
+    shared.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 1})
+    other_rows = shared.act("cart", {"observations": [[0, 0, 0, 0]] * 2, "session_id": "k"})
+    other_seed = shared.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 2})
     assert (other_rows.status_code, other_rows.json()["field"]) == (400, "session_id")
     assert (other_seed.status_code, other_seed.json()["field"]) == (400, "seed")
-    assert server.call("DELETE", "/v1/policies/cart/sessions/k").status_code == 204
-    assert server.call("DELETE", "/v1/policies/cart/sessions/k").status_code == 404
-    assert server.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 2}).status_code == 200
+    assert shared.call("DELETE", "/v1/policies/cart/sessions/k").status_code == 204
+    assert shared.call("DELETE", "/v1/policies/cart/sessions/k").status_code == 404
+    assert shared.act("cart", {"observation": [0, 0, 0, 0], "session_id": "k", "seed": 2}).status_code == 200

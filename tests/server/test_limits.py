@@ -205,11 +205,6 @@ INFER_BODIES = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def shared(folders: dict[str, Path]) -> Server:
-    return Server({"cart": folders["cart"]})
-
-
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     path=st.sampled_from([ACT, "/v2/models/cart/infer"]),

@@ -41,9 +41,9 @@ def expected() -> Any:
 
 @pytest.mark.parametrize("path", ["/v2/models/cart/infer", "/v2/models/cart/versions/1/infer"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_json_infer(server: Server, path: str, nested: bool) -> None:
+def test_json_infer(shared: Server, path: str, nested: bool) -> None:
     data = OBS.tolist() if nested else OBS.ravel().tolist()
-    reply = server.call("POST", path, json={"id": "42", "inputs": [tensor(data)]}).json()
+    reply = shared.call("POST", path, json={"id": "42", "inputs": [tensor(data)]}).json()
     assert (reply["model_name"], reply["model_version"], reply["id"]) == ("cart", "1", "42")
     outputs = {entry["name"]: entry for entry in reply["outputs"]}
     assert outputs["action"] == {
@@ -57,14 +57,14 @@ def test_json_infer(server: Server, path: str, nested: bool) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
-def test_binary_infer(server: Server, encoding: str) -> None:
+def test_binary_infer(shared: Server, encoding: str) -> None:
     raw = OBS.tobytes()
     outputs = [{"name": "value", "parameters": {"binary_data": True}}, {"name": "action"}]
     body, headers = binary({"inputs": [binary_input(len(raw))], "outputs": outputs}, raw)
     if encoding:
         body = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](body)
         headers["content-encoding"] = encoding
-    reply = server.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
+    reply = shared.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
     length = int(reply.headers["inference-header-content-length"])
     head = json.loads(reply.content[:length])
     assert [entry["name"] for entry in head["outputs"]] == ["value", "action"]
@@ -73,29 +73,29 @@ def test_binary_infer(server: Server, encoding: str) -> None:
     assert head["outputs"][1]["data"] == expected().env_action.tolist()
 
 
-def test_all_outputs_binary_on_request(server: Server) -> None:
+def test_all_outputs_binary_on_request(shared: Server) -> None:
     body = {"inputs": [tensor()], "parameters": {"binary_data_output": True}}
-    reply = server.infer("cart", body)
+    reply = shared.infer("cart", body)
     length = int(reply.headers["inference-header-content-length"])
     assert len(reply.content) - length == 3 * 8 + 3 * 4 + 3 * 4
 
 
-def test_dictionary_observations_and_float64(server: Server) -> None:
+def test_dictionary_observations_and_float64(shared: Server) -> None:
     inputs = [
         {"name": "position", "shape": [1], "datatype": "INT64", "data": [3]},
         {"name": "speed", "shape": [1, 2], "datatype": "FP64", "data": [0.1, -0.2]},
         {"name": "action_mask", "shape": [1, 3], "datatype": "BOOL", "data": [False, True, False]},
     ]
-    reply = server.infer("masked", {"inputs": inputs}).json()
+    reply = shared.infer("masked", {"inputs": inputs}).json()
     assert reply["outputs"][0]["data"] == [1]
     raw = [np.int64(3).tobytes(), np.array([0.1, -0.2]).tobytes(), b"\x00\x01\x00"]
     for entry, part in zip(inputs, raw, strict=True):
         del entry["data"]
         entry["parameters"] = {"binary_data_size": len(part)}
     body, headers = binary({"inputs": inputs}, *raw)
-    assert server.call("POST", "/v2/models/masked/infer", content=body, headers=headers).json() == reply
+    assert shared.call("POST", "/v2/models/masked/infer", content=body, headers=headers).json() == reply
     body, headers = binary({"inputs": inputs}, *raw[:2], b"\x00\x02\x00")
-    refused = server.call("POST", "/v2/models/masked/infer", content=body, headers=headers)
+    refused = shared.call("POST", "/v2/models/masked/infer", content=body, headers=headers)
     assert (refused.status_code, refused.json()["field"]) == (400, "action_mask")
 
 
@@ -137,8 +137,8 @@ def test_sampling_and_sequences_use_sessions(server: Server) -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_bad_tensor_names_its_field(server: Server, changes: dict[str, Any], field: str) -> None:
-    reply = server.infer("cart", {"inputs": [tensor(**changes)]})
+def test_bad_tensor_names_its_field(shared: Server, changes: dict[str, Any], field: str) -> None:
+    reply = shared.infer("cart", {"inputs": [tensor(**changes)]})
     assert (reply.status_code, reply.json().get("field")) == (400, field), reply.text
 
 
@@ -166,8 +166,8 @@ def test_bad_tensor_names_its_field(server: Server, changes: dict[str, Any], fie
         ({"input": []}, "input"),
     ],
 )
-def test_bad_request_names_its_field(server: Server, changes: dict[str, Any], field: str) -> None:
-    reply = server.infer("cart", {"inputs": [tensor()], **changes})
+def test_bad_request_names_its_field(shared: Server, changes: dict[str, Any], field: str) -> None:
+    reply = shared.infer("cart", {"inputs": [tensor()], **changes})
     assert (reply.status_code, reply.json().get("field")) == (400, field), reply.text
 
 
@@ -183,37 +183,37 @@ def test_bad_request_names_its_field(server: Server, changes: dict[str, Any], fi
         (48, 48, "x"),
     ],
 )
-def test_bad_binary_framing_is_refused(server: Server, size: int, tail: int, header: str | None) -> None:
+def test_bad_binary_framing_is_refused(shared: Server, size: int, tail: int, header: str | None) -> None:
     body, headers = binary({"inputs": [binary_input(size)]}, b"\0" * tail)
     if header is not None:
         headers["Inference-Header-Content-Length"] = header
-    reply = server.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
+    reply = shared.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
     assert reply.status_code == 400
     assert reply.json()["field"]
 
 
-def test_binary_nan_names_the_input(server: Server) -> None:
+def test_binary_nan_names_the_input(shared: Server) -> None:
     obs = OBS.copy()
     obs[1, 2] = np.nan
     body, headers = binary({"inputs": [binary_input(obs.nbytes)]}, obs.tobytes())
-    reply = server.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
+    reply = shared.call("POST", "/v2/models/cart/infer", content=body, headers=headers)
     assert (reply.status_code, reply.json()["field"]) == (400, "observation")
 
 
-def test_metadata_describes_the_policy(server: Server) -> None:
-    assert server.call("GET", "/v2").json()["name"] == "lockstep"
-    meta = server.call("GET", "/v2/models/masked").json()
+def test_metadata_describes_the_policy(shared: Server) -> None:
+    assert shared.call("GET", "/v2").json()["name"] == "lockstep"
+    meta = shared.call("GET", "/v2/models/masked").json()
     assert meta["versions"] == ["1"]
     assert meta["inputs"] == [
         {"name": "position", "datatype": "INT64", "shape": [-1]},
         {"name": "speed", "datatype": "FP32", "shape": [-1, 2]},
         {"name": "action_mask", "datatype": "BOOL", "shape": [-1, 3]},
     ]
-    outputs = server.call("GET", "/v2/models/twin/versions/1").json()["outputs"]
+    outputs = shared.call("GET", "/v2/models/twin/versions/1").json()["outputs"]
     assert outputs[0] == {"name": "action", "datatype": "FP32", "shape": [-1, 1]}
     assert [entry["name"] for entry in outputs] == ["action", "logprob"]
-    assert server.call("GET", "/v2/models/cart/config").json()["max_batch_size"] == 256
-    index = server.call("POST", "/v2/repository/index").json()
+    assert shared.call("GET", "/v2/models/cart/config").json()["max_batch_size"] == 256
+    index = shared.call("POST", "/v2/repository/index").json()
     assert {entry["name"]: entry["state"] for entry in index}["walker"] == "READY"
 
 
@@ -238,8 +238,8 @@ def test_statistics_count_rows_and_batches(server: Server) -> None:
         ("GET", "/v2/models/cart/versions/1/ready", 200),
     ],
 )
-def test_status_of_unknown_things(server: Server, method: str, path: str, status: int) -> None:
-    reply = server.call(method, path)
+def test_status_of_unknown_things(shared: Server, method: str, path: str, status: int) -> None:
+    reply = shared.call(method, path)
     assert reply.status_code == status
     assert status == 200 or reply.json()["error"]
 

@@ -20,8 +20,8 @@ CHECKS = (
 )
 
 
-def test_document_names_policies_and_shapes(server: Server) -> None:
-    document = server.call("GET", "/openapi.json").json()
+def test_document_names_policies_and_shapes(shared: Server) -> None:
+    document = shared.call("GET", "/openapi.json").json()
     act = document["paths"]["/v1/policies/{name}/act"]["post"]
     assert act["parameters"][0]["schema"]["enum"] == list(SPECS)
     assert "422" not in act["responses"]
@@ -34,11 +34,11 @@ def test_document_names_policies_and_shapes(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", list(SPECS))
-def test_examples_of_the_document_are_answered(server: Server, kind: str) -> None:
-    paths = server.call("GET", "/openapi.json").json()["paths"]
+def test_examples_of_the_document_are_answered(shared: Server, kind: str) -> None:
+    paths = shared.call("GET", "/openapi.json").json()["paths"]
     for path in ("/v1/policies/{name}/act", "/v2/models/{name}/infer"):
         body = paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"][kind]["value"]
-        reply = server.call("POST", path.replace("{name}", kind), json=body)
+        reply = shared.call("POST", path.replace("{name}", kind), json=body)
         assert reply.status_code == 200, json.dumps(body)
 
 
