@@ -162,6 +162,36 @@ struct LsPlan {
 LS_API void ls_plan_run(const LsPlan* plan, const float* obs, uint64_t seed, const int64_t* streams,
                         const int64_t* positions, int32_t deterministic);
 
+// Gradients of a PPO minibatch of a dense actor and critic on the same features, for rows picked from arrays of
+// num_rows rows. The head is categorical or gaussian with log_std [A].
+struct LsActorCritic {
+  const LsMlp* actor;
+  const LsMlp* critic;
+  const float* log_std;
+  const int64_t* block_sizes;
+  const float* features;   // [R][D]
+  const void* action;      // int64 [R][blocks] or float [R][A]
+  const float* logprob;    // [R], when the action was drawn
+  const float* advantage;  // [R], as estimated; the return is advantage + value
+  const float* value;      // [R], when the action was drawn
+  float* const* actor_dweights;
+  float* const* actor_dbiases;
+  float* const* critic_dweights;
+  float* const* critic_dbiases;
+  float* dlog_std;
+  int32_t head;       // LsHead
+  int32_t normalise;  // advantages to zero mean and unit deviation over the minibatch
+  float clip, value_clip, value_coef, entropy_coef;
+  int64_t num_rows, num_blocks;
+};
+// Writes all gradients and stats [6] of ls_ppo_surrogate. Returns -1; the first row i whose action is out of range; or
+// -2 - i where index[i] is (nothing is written then).
+LS_API int64_t ls_actor_critic_gradients(const LsActorCritic* actor_critic, const int64_t* index, int64_t num,
+                                         float* stats);
+// (x - mean) / (deviation + 1e-8) with the unbiased deviation, over the rows where mask (bytes, may be null) is not 0;
+// fewer than two rows: x itself. out may be x.
+LS_API void ls_normalise(const float* x, const uint8_t* mask, float* out, int64_t num);
+
 // Prioritised replay: a binary tree of float64 sums and minima over `capacity` (a power of two) leaves; node 1 is the
 // root, leaf i is node capacity + i.
 LS_API void ls_sumtree_update(double* sums, double* minima, int64_t capacity, const int64_t* index,

@@ -20,5 +20,14 @@ static inline void parallel_for(int64_t num_tasks, F&& body) {
 }
 
 // Scratch memory of the calling thread, 64-byte aligned, grown on demand and kept. Slots do not overlap.
-enum ScratchSlot { SCRATCH_PACK_A, SCRATCH_PACK_B, SCRATCH_ACT_0, SCRATCH_ACT_1, SCRATCH_WEIGHTS, SCRATCH_PLAN, NUM_SCRATCH };
+enum ScratchSlot {
+  SCRATCH_PACK_A,
+  SCRATCH_PACK_B,
+  SCRATCH_ACT_0,
+  SCRATCH_ACT_1,
+  SCRATCH_WEIGHTS,
+  SCRATCH_PLAN,
+  SCRATCH_MINIBATCH,
+  NUM_SCRATCH
+};
 void* scratch(ScratchSlot slot, int64_t num_bytes);

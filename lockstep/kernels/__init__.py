@@ -3,6 +3,7 @@
 A row's result depends on that row only: not on the batch it is in, its place there, or the number of threads.
 """
 
+from lockstep.kernels.actor_critic import ActorCriticGradients, RolloutRows
 from lockstep.kernels.adam import FusedAdam, polyak
 from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
 from lockstep.kernels.gates import gru_gates, gru_sequence, lstm_gates, lstm_sequence
@@ -11,6 +12,7 @@ from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squash
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform
+from lockstep.kernels.normalise import normalise
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.ppo.step import PPOStep
@@ -20,11 +22,13 @@ from lockstep.kernels.sumtree import SumTree
 __all__ = [
     "ACTIVATIONS",
     "ActPlan",
+    "ActorCriticGradients",
     "FusedAdam",
     "Head",
     "Net",
     "Normaliser",
     "PPOStep",
+    "RolloutRows",
     "SumTree",
     "categorical_evaluate",
     "categorical_mode",
@@ -44,6 +48,7 @@ __all__ = [
     "mlp",
     "noise_bits",
     "normal",
+    "normalise",
     "nstep_returns",
     "num_threads",
     "polyak",

@@ -69,6 +69,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_uniform": ([_U64, _P, _P, _P, _I64, _I64], None),
     "ls_normal": ([_U64, _P, _P, _P, _I64, _I64], None),
     "ls_plan_run": ([_P, _P, _U64, _P, _P, _I32], None),
+    "ls_actor_critic_gradients": ([_P, _P, _I64, _P], _I64),
+    "ls_normalise": ([_P, _P, _P, _I64], None),
     "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
     "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),

@@ -62,12 +62,11 @@ def lstm_sequence(
     """
     _check_sequence(inputs_TM4H, weight, bias, h_MH, starts_TM, 4)
     _check("inputs", inputs_TM4H[0], 4, "c", c_MH)
-    fast = native.choose(inputs_TM4H) == "cpu"
-    run = cpu.lstm_sequence if fast else naive.lstm_sequence
-    # Without the compiled kernels a sequence is a loop over the ops of one step, whichever form those take.
-    step = None if fast else lstm_gates
-    out: tuple[Tensor, Tensor] = run(inputs_TM4H, weight, bias, h_MH, c_MH, starts_TM, step)
-    return out
+    arguments = (inputs_TM4H, weight, bias, h_MH, c_MH, starts_TM)
+    if native.choose(inputs_TM4H) == "cpu":
+        return cpu.lstm_sequence(*arguments)
+    # A loop over the ops of one step, whichever form those take.
+    return naive.lstm_sequence(*arguments, lstm_gates)
 
 
 def gru_sequence(inputs_TM3H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor, starts_TM: Tensor) -> Tensor:
@@ -82,10 +81,10 @@ def gru_sequence(inputs_TM3H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor
         h_TMH, differentiable with respect to all float arguments.
     """
     _check_sequence(inputs_TM3H, weight, bias, h_MH, starts_TM, 3)
-    fast = native.choose(inputs_TM3H) == "cpu"
-    run = cpu.gru_sequence if fast else naive.gru_sequence
-    out: Tensor = run(inputs_TM3H, weight, bias, h_MH, starts_TM, None if fast else gru_gates)
-    return out
+    arguments = (inputs_TM3H, weight, bias, h_MH, starts_TM)
+    if native.choose(inputs_TM3H) == "cpu":
+        return cpu.gru_sequence(*arguments)
+    return naive.gru_sequence(*arguments, gru_gates)
 
 
 def _check(name: str, gates: Tensor, num_gates: int, state_name: str, state_MH: Tensor) -> None:

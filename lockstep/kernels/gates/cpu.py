@@ -127,7 +127,7 @@ def gru_gates(in_M3H: Tensor, re_M3H: Tensor, h_MH: Tensor) -> Tensor:
 
 
 def lstm_sequence(
-    inputs_TM4H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor, c_MH: Tensor, starts_TM: Tensor, step: None
+    inputs_TM4H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor, c_MH: Tensor, starts_TM: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `lockstep.kernels.lstm_sequence`; one call for all steps."""
     tensors = map(native.contiguous, (inputs_TM4H, weight, bias, h_MH, c_MH, starts_TM))
@@ -135,9 +135,7 @@ def lstm_sequence(
     return out
 
 
-def gru_sequence(
-    inputs_TM3H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor, starts_TM: Tensor, step: None
-) -> Tensor:
+def gru_sequence(inputs_TM3H: Tensor, weight: Tensor, bias: Tensor, h_MH: Tensor, starts_TM: Tensor) -> Tensor:
     """See `lockstep.kernels.gru_sequence`; one call for all steps."""
     tensors = map(native.contiguous, (inputs_TM3H, weight, bias, h_MH, starts_TM))
     out: Tensor = _GruSequence.apply(*tensors)  # type: ignore[no-untyped-call]
