@@ -96,10 +96,10 @@ class EpsilonGreedy(Exploration):
 
     def choose(self, step: PolicyStep, streams_N: Tensor, positions_N: Tensor, num_steps: int) -> Tensor | None:
         uniform = kernels.uniform(self.seed, streams_N, positions_N, 1 + self.num_choices)
-        explore_N = uniform[:, 0] < self.epsilon(num_steps)
+        explore_N = uniform.numpy()[:, 0] < self.epsilon(num_steps)
         if not explore_N.any():
             return None
-        return torch.where(explore_N, _uniform_choice(uniform[:, 1:], _mask(step)), step.action)
+        return torch.where(torch.from_numpy(explore_N), _uniform_choice(uniform[:, 1:], _mask(step)), step.action)
 
 
 class GaussianNoise(Exploration):

@@ -119,7 +119,7 @@ class ReplayBuffer:
         row = self.num_written % self.num_rows
         leaves = [*tree_leaves(features), *tree_leaves(next_features), action]
         for column, leaf in zip(self._columns, leaves, strict=False):
-            column[row] = leaf
+            column[row] = leaf.numpy() if isinstance(leaf, Tensor) else leaf
         reward, discount, terminated, ended, valid = self._columns[-5:]
         reward[row], terminated[row], valid[row] = reward_N, terminated_N, valid_N
         np.logical_or(terminated_N, truncated_N, out=ended[row])
@@ -161,10 +161,10 @@ class ReplayBuffer:
             )
             last_B = last_time_B * self.num_envs + env_B
         else:
-            reward_B, discount_B = self.reward.view(-1)[index_B], self.discount.view(-1)[index_B]
-        features = tree_map(lambda x: x.view(-1, *x.shape[2:])[index_B], self.features)
-        next_features = tree_map(lambda x: x.view(-1, *x.shape[2:])[last_B], self.next_features)
-        action = self.action.view(-1, *self.action.shape[2:])[index_B]
+            reward_B, discount_B = _rows(self.reward, index_B), _rows(self.discount, index_B)
+        features = tree_map(lambda x: _rows(x, index_B), self.features)
+        next_features = tree_map(lambda x: _rows(x, last_B), self.next_features)
+        action = _rows(self.action, index_B)
         if self.encode is not None:
             features, next_features = self.encode(features), self.encode(next_features)
         return Batch(features, action, reward_B, next_features, discount_B, index_B, weight_B)
@@ -215,9 +215,14 @@ class ReplayBuffer:
         self._columns = [column.numpy() for column in columns]
 
 
+def _rows(column_TN: Tensor, index_B: Tensor) -> Tensor:
+    return column_TN.flatten(0, 1).index_select(0, index_B)
+
+
 def uniform_index(num: int, size: int, seed: int, key: int, attempt: int = 0) -> Tensor:
     """`num` draws from 0..size-1, with replacement: int64 [B], a function of the arguments alone."""
     where = torch.tensor([attempt]), torch.tensor([key])
     # One draw has 23 bits, too few for a million rows: a second one fills the gaps.
-    high_B, low_B = kernels.uniform(INDEX_SEED + seed, *where, 2 * num).view(2, num).to(torch.float64).unbind(0)
-    return ((high_B + (low_B - 0.5) * 2.0**-23) * size).to(torch.int64).clamp_(max=size - 1)
+    high_B, low_B = kernels.uniform(INDEX_SEED + seed, *where, 2 * num).numpy().reshape(2, num).astype(np.float64)
+    index_B = ((high_B + (low_B - 0.5) * 2.0**-23) * size).astype(np.int64)
+    return torch.from_numpy(np.minimum(index_B, size - 1, out=index_B))

@@ -134,7 +134,7 @@ def train(config: DQNConfig, session: Session) -> Result:
         if num_updates:
             kernels.polyak(*pairs, 1.0 - (1.0 - config.tau) ** num_updates)
         keys = config.replay.gradient_keys(session, collector.num_steps, env.num_envs)
-        metrics: dict[str, Tensor] = {}
+        loss, target_BZ = torch.zeros(()), torch.zeros(1)
         for key, batch, next_params in _batches(config, replay, target, keys, session.progress):
             _set_noise(config, policy, session.seed, 0, key)
             target_BZ = bootstrap(config, policy, batch, next_params)
@@ -145,10 +145,9 @@ def train(config: DQNConfig, session: Session) -> Result:
             optimiser.step(max_grad_norm=config.max_grad_norm)
             if isinstance(replay, PrioritisedReplay):
                 replay.update(batch.index_B, error_B)
-            metrics = {"loss": loss.detach(), "q_mean": target_BZ.mean()}
         if isinstance(policy.actor, NoisyMLP):
             policy.actor.set_noise(None)
-        session.advance(num_steps, metrics, episodes)
+        session.advance(num_steps, {"loss": loss.detach(), "target_mean": target_BZ.mean()} if keys else {}, episodes)
     env.close()
     return session.finish()
 
