@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
@@ -46,12 +47,22 @@ def serve(folders: Sequence[str], config: ServeConfig, *, key: str = "") -> None
             limit_concurrency=config.max_connections,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(config.drain_s),
+            http=_protocol(),
         )
     )
     # uvicorn raises the signal again once it has drained; these make that the orderly end of this function.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ended)
     server.run()
+
+
+def _protocol() -> Any:
+    """uvicorn's fast protocol with joined writes, or its pure Python one where httptools is missing."""
+    try:
+        from lockstep.server.transport import JoinedProtocol
+    except ImportError:
+        return "auto"
+    return JoinedProtocol
 
 
 def _ended(number: int, frame: FrameType | None) -> None:
