@@ -14,6 +14,7 @@ from lockstep.kernels.native import describe, force, num_threads, set_num_thread
 from lockstep.kernels.noise import noise_bits, normal, uniform
 from lockstep.kernels.normalise import normalise
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
+from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.ppo.step import PPOStep
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
@@ -21,6 +22,7 @@ from lockstep.kernels.sumtree import SumTree
 
 __all__ = [
     "ACTIVATIONS",
+    "PPO_STATS",
     "ActPlan",
     "ActorCriticGradients",
     "FusedAdam",

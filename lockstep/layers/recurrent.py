@@ -82,4 +82,5 @@ class GRU(nn.Module):
 
 def build_recurrent(kind: Literal["lstm", "gru"], in_size: int, hidden_size: int) -> LSTM | GRU:
     """The recurrent core named by a configuration."""
-    return {"lstm": LSTM, "gru": GRU}[kind](in_size, hidden_size)
+    kinds: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
+    return kinds[kind](in_size, hidden_size)

@@ -54,26 +54,14 @@ class MultiCategorical(nn.Module):
         self.noise: Literal["uniform", "normal", "none"] = "uniform"
 
     def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        blocks = zip(masked(params, mask).split(self.nvec, 1), noise.split(self.nvec, 1), strict=True)
-        return _join([kernels.categorical_sample(p.contiguous(), u.contiguous()) for p, u in blocks])
+        return kernels.categorical_sample(masked(params, mask), noise, self.nvec)
 
     def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _join([kernels.categorical_mode(p.contiguous()) for p in masked(params, mask).split(self.nvec, 1)])
+        return kernels.categorical_mode(masked(params, mask), self.nvec)
 
     def evaluate(self, params: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        blocks = enumerate(masked(params, mask).split(self.nvec, 1))
-        pairs = [kernels.categorical_evaluate(p.contiguous(), action[:, i].contiguous()) for i, p in blocks]
-        logprob, entropy = pairs[0]
-        for other_logprob, other_entropy in pairs[1:]:
-            logprob, entropy = logprob + other_logprob, entropy + other_entropy
-        return logprob, entropy
-
-
-def _join(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    logprob = pairs[0][1]
-    for _, other in pairs[1:]:
-        logprob = logprob + other
-    return torch.stack([action for action, _ in pairs], dim=1), logprob
+        """(logprob [M], entropy [M]) of all choices together, differentiable."""
+        return kernels.categorical_evaluate(masked(params, mask), action, self.nvec)
 
 
 class Gaussian(nn.Module):

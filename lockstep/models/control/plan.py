@@ -38,8 +38,8 @@ class PolicyPlan:
         assert isinstance(policy.actor, MLP)
         norm = policy.preprocess.normaliser
         normaliser = None if norm is None else Normaliser(norm.mean, norm.inv_std, norm.clip)
-        critic = None if policy.critic is None else _net(policy.critic)
-        self._plan = plan = ActPlan(_net(policy.actor), head, num_rows, critic, normaliser)
+        critic = None if policy.critic is None else net_of(policy.critic)
+        self._plan = plan = ActPlan(net_of(policy.actor), head, num_rows, critic, normaliser)
         self._obs_shape = plan.obs.shape
         self._raw_shape = (num_rows, *policy.spec.obs_space.shape)  # type: ignore[union-attr]
         self._row_shape = self._raw_shape[1:]
@@ -107,11 +107,12 @@ def build_plan(policy: Policy, num_rows: int) -> PolicyPlan | None:
     """The plan of `policy` for `num_rows` rows, or None where the policy needs the general path."""
     if not policy.preprocess.is_simple or policy.core is not None or not isinstance(policy.actor, MLP):
         return None
-    head = _head(policy)
+    head = head_of(policy)
     return None if head is None else PolicyPlan(policy, num_rows, head)
 
 
-def _head(policy: Policy) -> Head | None:
+def head_of(policy: Policy) -> Head | None:
+    """What the kernels need to know of the policy's head, or None where they have no such head."""
     match policy.head:
         case Categorical():
             return Head("categorical")
@@ -128,5 +129,6 @@ def _head(policy: Policy) -> Head | None:
     return None
 
 
-def _net(mlp: MLP) -> Net:
+def net_of(mlp: MLP) -> Net:
+    """The chain by reference to its parameters."""
     return Net(list(mlp.weights), list(mlp.biases), mlp.activation, mlp.output_activation, mlp.compute_dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from lockstep import kernels
@@ -22,7 +21,7 @@ from lockstep.envs.control.make import make_env
 from lockstep.models.control.actor import Actor, as_tensor
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
-from lockstep.rl.losses import ppo_loss
+from lockstep.rl.gradients import PPOGradients, RowBatch, SequenceBatch
 from lockstep.rl.optimiser import make_optimiser
 from lockstep.rl.permutation import minibatches
 from lockstep.rl.rollout import Collector, RewardScaler, Rollout
@@ -104,6 +103,7 @@ def train(config: PPOConfig, session: Session) -> Result:
     policy = Policy(config.policy_spec(env.obs_space, env.action_space), seed=session.seed)
     actor = Actor(policy, env.num_envs, seed=session.seed)
     optimiser = make_optimiser(policy, config.learning_rate, eps=config.adam_eps)
+    gradients = PPOGradients(policy)
     scaler = RewardScaler(env.num_envs, config.gamma)
     rollout = Rollout(config.num_steps, env.num_envs)
     collector = Collector(env, actor, keep_obs=config.normalise_obs)
@@ -127,107 +127,56 @@ def train(config: PPOConfig, session: Session) -> Result:
         )
         batches = _sequences if policy.is_recurrent else _rows
         metrics: dict[str, Tensor] = {}
-        for batch in batches(config, policy, rollout, advantage, session):
-            loss, metrics = ppo_loss(
-                *batch.outputs(),
-                old_logprob_B=batch.logprob,
-                advantage_B=_normalised(batch.advantage, batch.mask) if config.normalise_advantage else batch.advantage,
-                return_B=batch.advantage + batch.value,
-                old_value_B=batch.value,
+        for batch in batches(config, rollout, advantage, session):
+            metrics = gradients(
+                batch,
                 clip=clip,
                 value_clip=config.value_clip,
                 value_coef=config.value_coef,
                 entropy_coef=entropy_coef,
-                mask_B=batch.mask,
+                normalise_advantage=config.normalise_advantage,
             )
             if config.target_kl is not None and float(metrics["approx_kl"]) > 1.5 * config.target_kl:
                 break
-            optimiser.zero_grad()
-            loss.backward()
             optimiser.step(max_grad_norm=config.max_grad_norm)
         for obs in rollout.obs:
             policy.preprocess.update(tree_map(as_tensor, obs))
-        metrics["learning_rate"] = torch.tensor(optimiser.lr)
-        session.advance(rollout.num_valid, metrics, episodes)
+        session.advance(rollout.num_valid, {**metrics, "learning_rate": optimiser.lr}, episodes)
     env.close()
     return session.finish()
 
 
-@dataclass
-class Batch:
-    """One minibatch; `outputs()` runs the policy on it.
-
-    Fields are [B] (rows) or [T, M] flattened by the loss.
-    """
-
-    policy: Policy
-    features: object
-    action: Tensor
-    logprob: Tensor
-    value: Tensor
-    advantage: Tensor
-    mask: Tensor | None
-    state: dict[str, Tensor] | None = None
-    starts: Tensor | None = None
-
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(logprob, entropy, value) under the current weights, shaped like `logprob`."""
-        if self.state is None or self.starts is None:
-            return self.policy.evaluate(self.features, self.action)
-        outs = self.policy.evaluate_sequence(self.features, self.action, self.state, self.starts)
-        logprob, entropy, value = (out.flatten() for out in outs)
-        return logprob, entropy, value
-
-
-def _rows(
-    config: PPOConfig, policy: Policy, rollout: Rollout, advantage_TN: Tensor, session: Session
-) -> Iterator[Batch]:
+def _rows(config: PPOConfig, rollout: Rollout, advantage_TN: Tensor, session: Session) -> Iterator[RowBatch]:
     """Minibatches of independent transitions."""
-    features = tree_map(lambda x: x.flatten(0, 1), rollout.features)
-    action = rollout.action.flatten(0, 1)  # type: ignore[union-attr]
-    logprob, value, advantage = rollout.logprob.flatten(), rollout.value.flatten(), advantage_TN.flatten()
-    rows = None if bool(rollout.valid.all()) else rollout.valid.flatten().nonzero().squeeze(1)
-    num = len(logprob) if rows is None else len(rows)
+    rows = kernels.RolloutRows(
+        features=tree_map(lambda x: x.flatten(0, 1), rollout.features),
+        action=rollout.action.flatten(0, 1),  # type: ignore[union-attr]
+        logprob=rollout.logprob.flatten(),
+        advantage=advantage_TN.flatten(),
+        value=rollout.value.flatten(),
+    )
+    valid = None if bool(rollout.valid.all()) else rollout.valid.flatten().nonzero().squeeze(1)
+    num = len(rows.logprob) if valid is None else len(valid)
     for index in minibatches(num, config.minibatch_size, config.num_epochs, session.seed, session.updates):
-        index = index if rows is None else rows[index]
-        yield Batch(
-            policy,
-            tree_map(lambda x, index=index: x[index], features),
-            action[index],
-            logprob[index],
-            value[index],
-            advantage[index],
-            None,
-        )
+        yield RowBatch(rows, index if valid is None else valid[index])
 
 
-def _sequences(
-    config: PPOConfig, policy: Policy, rollout: Rollout, advantage_TN: Tensor, session: Session
-) -> Iterator[Batch]:
+def _sequences(config: PPOConfig, rollout: Rollout, advantage_TN: Tensor, session: Session) -> Iterator[SequenceBatch]:
     """Minibatches of whole environments, so that the recurrent state runs through."""
     envs_per_batch = max(config.minibatch_size // rollout.num_steps, 1)
     seed, update = session.seed, session.updates
     for index in minibatches(rollout.num_envs, envs_per_batch, config.num_epochs, seed, update):
-        valid = rollout.valid[:, index].flatten()
-        yield Batch(
-            policy,
-            tree_map(lambda x, index=index: x[:, index], rollout.features),
-            rollout.action[:, index],  # type: ignore[index]
-            rollout.logprob[:, index].flatten(),
-            rollout.value[:, index].flatten(),
-            advantage_TN[:, index].flatten(),
-            None if bool(valid.all()) else valid,
-            {name: x[index] for name, x in rollout.initial_state.items()},
-            rollout.starts[:, index],
+        valid = rollout.valid[:, index]
+        yield SequenceBatch(
+            features=tree_map(lambda x, index=index: x[:, index], rollout.features),
+            action=rollout.action[:, index],  # type: ignore[index]
+            logprob=rollout.logprob[:, index],
+            advantage=advantage_TN[:, index],
+            value=rollout.value[:, index],
+            mask=None if bool(valid.all()) else valid,
+            state={name: x[index] for name, x in rollout.initial_state.items()},
+            starts=rollout.starts[:, index],
         )
-
-
-def _normalised(advantage: Tensor, mask: Tensor | None) -> Tensor:
-    values = advantage if mask is None else advantage[mask]
-    if values.numel() < 2:
-        return advantage
-    std, mean = torch.std_mean(values)
-    return (advantage - mean) / (std + 1e-8)
 
 
 def _schedule(start: float, end: float | None, session: Session) -> float:
