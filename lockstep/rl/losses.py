@@ -81,9 +81,7 @@ def td_loss(values_B: Tensor, target_B: Tensor, weight_B: Tensor | None = None) 
     return loss, error_B.detach().abs()
 
 
-def categorical_td_loss(
-    logits_BZ: Tensor, target_BZ: Tensor, weight_B: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def categorical_td_loss(logits_BZ: Tensor, target_BZ: Tensor, weight_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of C51 (Bellemare et al. 2017, alg. 1); returns (loss, per-row cross-entropy [B] as priority)."""
     loss_B = -(target_BZ * torch.log_softmax(logits_BZ, dim=1)).sum(1)
     loss = loss_B.mean() if weight_B is None else (loss_B * weight_B).mean()

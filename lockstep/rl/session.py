@@ -158,13 +158,13 @@ class Session:
         if self.directory is not None:
             if self.resume:
                 self.directory.rewind(self.step)
-            self.sink = self.directory.sink(tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project)
+            self.sink = self.directory.sink(
+                tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project
+            )
         self._clock = time.perf_counter()
         self._last_log = (self.step, self._train_seconds)
 
-    def advance(
-        self, num_steps: int, metrics: Mapping[str, torch.Tensor | float], episodes: list[EpisodeEnd]
-    ) -> None:
+    def advance(self, num_steps: int, metrics: Mapping[str, torch.Tensor | float], episodes: list[EpisodeEnd]) -> None:
         """Account for `num_steps` environment steps that were collected and learned from."""
         self._train_seconds += time.perf_counter() - self._clock
         before, self.step = self.step, self.step + num_steps
@@ -265,7 +265,9 @@ class Session:
                 "recent": [list(item) for item in self.recent],
                 "train_seconds": self._train_seconds,
                 "digest": self.policy.digest(),
-                "last_eval": [self.evaluations[-1][0], list(self.evaluations[-1][1].returns)] if self.evaluations else [],
+                "last_eval": [self.evaluations[-1][0], list(self.evaluations[-1][1].returns)]
+                if self.evaluations
+                else [],
             },
             "policy": dict(self.policy.state_dict()),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},

@@ -171,9 +171,7 @@ class Part:
     def one_hot(self, x: Tensor) -> Tensor:
         """[N] or [N, len(nvec)] integers -> [N, sum(nvec)] float32."""
         columns = x.reshape(x.shape[0], len(self.nvec)).to(torch.int64)
-        blocks = [
-            (columns[:, i : i + 1] == torch.arange(n)).to(torch.float32) for i, n in enumerate(self.nvec)
-        ]
+        blocks = [(columns[:, i : i + 1] == torch.arange(n)).to(torch.float32) for i, n in enumerate(self.nvec)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
