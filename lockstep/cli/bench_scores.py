@@ -43,7 +43,7 @@ SCORES: dict[str, Published | None] = {
     "ppo-cartpole-zoo": Published(500.0, 0.0, "100k", RL_ZOO),
     "ppo-acrobot": Published(-73.506, 18.201, "1M", RL_ZOO),
     "ppo-pendulum": Published(-172.225, 104.159, "100k", RL_ZOO),
-    "ppo-lunarlander": Published(242.119, 31.823, "1M", RL_ZOO + ", LunarLander-v2"),
+    "ppo-lunarlander-zoo": Published(242.119, 31.823, "1M", RL_ZOO + ", LunarLander-v2"),
     "ppo-halfcheetah": Published(5819.099, 663.530, "1M", RL_ZOO + ", HalfCheetah-v3"),
     "ppo-hopper": Published(2410.435, 10.026, "1M", RL_ZOO + ", Hopper-v3"),
     "ppo-minatar-breakout": None,

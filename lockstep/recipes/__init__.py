@@ -14,6 +14,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "ppo-acrobot": ppo.acrobot,
     "ppo-pendulum": ppo.pendulum,
     "ppo-lunarlander": ppo.lunarlander,
+    "ppo-lunarlander-zoo": ppo.lunarlander_zoo,
     "ppo-lunarlander-continuous": ppo.lunarlander_continuous,
     "ppo-halfcheetah": ppo.halfcheetah,
     "ppo-hopper": ppo.hopper,
