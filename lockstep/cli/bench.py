@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from lockstep.core.errors import ConfigError, unknown_name
 
 BENCHES = {
-    "control": ("lockstep.cli.bench_control", "training steps per second beside Stable-Baselines3 and SBX; predict latency"),
+    "control": (
+        "lockstep.cli.bench_control",
+        "training steps per second beside Stable-Baselines3 and SBX; predict latency",
+    ),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "server": ("lockstep.cli.bench_server", "policy server under concurrent clients"),
 }

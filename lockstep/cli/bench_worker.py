@@ -50,7 +50,7 @@ def _ppo_cartpole() -> Case:
         gamma=0.98,
         gae_lambda=0.8,
     )
-    peer = dict(n_steps=32, batch_size=256, n_epochs=20, learning_rate=1e-3, gamma=0.98, gae_lambda=0.8)
+    peer = {"n_steps": 32, "batch_size": 256, "n_epochs": 20, "learning_rate": 1e-3, "gamma": 0.98, "gae_lambda": 0.8}
     return Case(ours, "PPO", "CartPole-v1", 8, peer, 2048)
 
 
@@ -81,16 +81,16 @@ def _dqn_cartpole_zoo() -> Case:
         learning_rate=2.3e-3,
         target_every=10,
     )
-    peer = dict(
-        learning_rate=2.3e-3,
-        batch_size=64,
-        buffer_size=100_000,
-        learning_starts=1000,
-        train_freq=256,
-        gradient_steps=128,
-        target_update_interval=10,
-        policy_kwargs=dict(net_arch=[256, 256]),
-    )
+    peer = {
+        "learning_rate": 2.3e-3,
+        "batch_size": 64,
+        "buffer_size": 100_000,
+        "learning_starts": 1000,
+        "train_freq": 256,
+        "gradient_steps": 128,
+        "target_update_interval": 10,
+        "policy_kwargs": {"net_arch": [256, 256]},
+    }
     return Case(ours, "DQN", "CartPole-v1", 1, peer, 2048)
 
 
@@ -98,7 +98,10 @@ def _sac_halfcheetah(dtype: str, threads: int) -> Case:
     ours = SACConfig(
         env=EnvConfig(id="HalfCheetah-v5", num_envs=1),
         network=NetworkConfig(
-            hidden_sizes=(256, 256), activation="relu", init="uniform", compute_dtype="bf16" if dtype == "bf16" else "fp32"
+            hidden_sizes=(256, 256),
+            activation="relu",
+            init="uniform",
+            compute_dtype="bf16" if dtype == "bf16" else "fp32",
         ),
         run=RunConfig(threads=threads),
         replay=ReplayConfig(buffer_size=1_000_000, batch_size=256, learning_starts=100),
@@ -138,7 +141,8 @@ def measure_peer(who: str, case: Case, steps: int) -> float:
     module = require("stable_baselines3" if who == "sb3" else "sbx", extra="bench")
     make_vec_env = require("stable_baselines3.common.env_util", extra="bench").make_vec_env
     env = make_vec_env(case.env_id, n_envs=case.num_envs, seed=1)
-    model = module.__dict__[case.algorithm]("MlpPolicy", env, seed=1, device="cpu" if who == "sb3" else "auto", **case.arguments)
+    device = "cpu" if who == "sb3" else "auto"
+    model = module.__dict__[case.algorithm]("MlpPolicy", env, seed=1, device=device, **case.arguments)
     model.learn(case.warmup)
     before = model.num_timesteps
     start = time.perf_counter()

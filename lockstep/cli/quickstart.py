@@ -80,7 +80,9 @@ def _wait_ready(url: str, process: subprocess.Popen[str]) -> None:
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise DeadlineError(f"the server was not ready within {START_DEADLINE_S:.0f} s; run `lockstep serve` by hand to see why")
+    raise DeadlineError(
+        f"the server was not ready within {START_DEADLINE_S:.0f} s; run `lockstep serve` by hand to see why"
+    )
 
 
 def _call(url: str, body: Any = None) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-
 def tree_map(fn: Callable[..., Any], first: Any, *rest: Any) -> Any:
     """Apply `fn` to each leaf of one or more trees of equal structure.
 

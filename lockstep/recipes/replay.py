@@ -141,9 +141,7 @@ def ddpg_pendulum() -> TD3Config:
 
 def tqc_pendulum() -> TQCConfig:
     """Pendulum-v1 by TQC with RL-Zoo's hyper-parameters, 20,000 steps."""
-    return TQCConfig(
-        env=EnvConfig(id="Pendulum-v1", num_envs=1), run=RunConfig(total_steps=20_000), learning_rate=1e-3
-    )
+    return TQCConfig(env=EnvConfig(id="Pendulum-v1", num_envs=1), run=RunConfig(total_steps=20_000), learning_rate=1e-3)
 
 
 def bc_npz() -> BCConfig:

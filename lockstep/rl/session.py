@@ -32,7 +32,6 @@ from lockstep.rl.evaluate import Evaluation, evaluate
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 
-
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
 
 

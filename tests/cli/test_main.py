@@ -36,7 +36,11 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_mistakes_are_named(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -50,7 +54,9 @@ def test_unknown_option_suggests_the_right_one(capsys: pytest.CaptureFixture[str
     assert "--run.total-steps" in capsys.readouterr().err
 
 
-def test_train_eval_resume_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_eval_resume_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "ppo-cartpole", *TINY, "--name", "first"]) == 0
     run = next((tmp_path / "runs").iterdir())
@@ -70,6 +76,8 @@ def test_train_eval_resume_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_import_is_cheap() -> None:
     """`import lockstep` costs no more than 0.1 s beside `import torch`; it imports nothing heavy by itself."""
     code = "import sys, time; t = time.perf_counter(); import lockstep; print(time.perf_counter() - t, 'torch' in sys.modules)"
-    seconds, has_torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    seconds, has_torch = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert float(seconds) < 0.1
     assert has_torch == "False"

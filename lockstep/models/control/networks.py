@@ -5,6 +5,7 @@ Legend: M rows, T time steps, C channels, H and W image size, D vector features,
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class ImpalaCNN(nn.Module):
         self.scale = scale
         channels, height, width = shape
         widths = (channels, 16, 32, 32)
-        self.blocks = nn.ModuleList([ImpalaBlock(a, b, dtype) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.blocks = nn.ModuleList([ImpalaBlock(a, b, dtype) for a, b in itertools.pairwise(widths)])
         for _ in range(3):
             height, width = (height + 1) // 2, (width + 1) // 2
         self.head = Linear(32 * height * width, size, "relu", dtype)

@@ -25,8 +25,15 @@ from lockstep.layers.linear import MLP, Activation, NoisyMLP
 from lockstep.layers.recurrent import build_recurrent
 from lockstep.models.control.actions import ActionMap
 from lockstep.models.control.actor import Actor
-from lockstep.models.control.heads import Categorical, Deterministic, Gaussian, Head, MultiCategorical, QValues
-from lockstep.models.control.heads import SquashedGaussian
+from lockstep.models.control.heads import (
+    Categorical,
+    Deterministic,
+    Gaussian,
+    Head,
+    MultiCategorical,
+    QValues,
+    SquashedGaussian,
+)
 from lockstep.models.control.networks import Encoder
 from lockstep.models.control.preprocess import ACTION_MASK, Preprocess
 from lockstep.models.control.spec import PolicySpec
