@@ -145,7 +145,8 @@ void ls_lstm_sequence(const float* inputs, const float* weight, const float* bia
       const uint8_t* start = starts + t * rows + r0;
       copy_unless_start(t ? h + at - state : h0 + r0 * hidden, start, h_before + at, num, hidden);
       copy_unless_start(t ? c + at - state : c0 + r0 * hidden, start, c_before + at, num, hidden);
-      gemm_f32({h_before + at, hidden, false, weight, width, pre + at_pre, width, num, width, hidden, START_BIAS, bias});
+      gemm_f32({h_before + at, hidden, false, weight, width, pre + at_pre, width, num, width, hidden, START_BIAS,
+                bias});
       add_into(inputs + at_pre, pre + at_pre, num * width);
       ls_lstm_gates(pre + at_pre, c_before + at, h + at, c + at, num, hidden);
     }
@@ -186,7 +187,8 @@ void ls_gru_sequence(const float* inputs, const float* weight, const float* bias
     for (i64 t = 0; t < steps; t++) {
       const i64 at = t * state + r0 * hidden, at_pre = (t * rows + r0) * width;
       copy_unless_start(t ? h + at - state : h0 + r0 * hidden, starts + t * rows + r0, h_before + at, num, hidden);
-      gemm_f32({h_before + at, hidden, false, weight, width, re + at_pre, width, num, width, hidden, START_BIAS, bias});
+      gemm_f32({h_before + at, hidden, false, weight, width, re + at_pre, width, num, width, hidden, START_BIAS,
+                bias});
       ls_gru_gates(inputs + at_pre, re + at_pre, h_before + at, h + at, num, hidden);
     }
   });

@@ -2,6 +2,10 @@
 
 #include "pool.h"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace {
 
 #if VLEN == 16
@@ -102,13 +106,40 @@ void gemm_f32(const Gemm& g) {
   }
 }
 
+namespace {
+
+ALWAYS_INLINE void transpose_4x4(const float* in, i64 in_stride, float* out, i64 out_stride) {
+#if defined(__SSE__)
+  __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + in_stride);
+  __m128 c = _mm_loadu_ps(in + 2 * in_stride), d = _mm_loadu_ps(in + 3 * in_stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, a);
+  _mm_storeu_ps(out + out_stride, b);
+  _mm_storeu_ps(out + 2 * out_stride, c);
+  _mm_storeu_ps(out + 3 * out_stride, d);
+#else
+  for (i64 r = 0; r < 4; r++)
+    for (i64 c = 0; c < 4; c++) out[c * out_stride + r] = in[r * in_stride + c];
+#endif
+}
+
+}  // namespace
+
 void transpose(const float* in, i64 rows, i64 cols, i64 in_stride, float* out, i64 out_stride) {
   constexpr i64 B = 16;
-  for (i64 r = 0; r < rows; r += B)
-    for (i64 c = 0; c < cols; c += B) {
-      i64 r_end = r + B < rows ? r + B : rows, c_end = c + B < cols ? c + B : cols;
-      for (i64 cc = c; cc < c_end; cc++)
-        for (i64 rr = r; rr < r_end; rr++) out[cc * out_stride + rr] = in[rr * in_stride + cc];
+  for (i64 r0 = 0; r0 < rows; r0 += B)
+    for (i64 c0 = 0; c0 < cols; c0 += B) {
+      const i64 r_end = r0 + B < rows ? r0 + B : rows, c_end = c0 + B < cols ? c0 + B : cols;
+      i64 r = r0;
+      for (; r + 4 <= r_end; r += 4) {
+        i64 c = c0;
+        for (; c + 4 <= c_end; c += 4)
+          transpose_4x4(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+        for (; c < c_end; c++)
+          for (i64 i = r; i < r + 4; i++) out[c * out_stride + i] = in[i * in_stride + c];
+      }
+      for (; r < r_end; r++)
+        for (i64 c = c0; c < c_end; c++) out[c * out_stride + r] = in[r * in_stride + c];
     }
 }
 

@@ -238,17 +238,39 @@ void over_panels(i64 n, i64 flops, F&& body) {
   parallel_for(panels, [&](i64 p) { body(p * width, n - p * width < width ? n - p * width : width); });
 }
 
+// sums [n] += column sums of dz. Four vectors of columns at a time: one alone would wait for its own additions.
+void bias_gradient(const float* dz, i64 rows, i64 n, float* sums, bool first) {
+  constexpr i64 WIDE = 4 * VLEN;
+  i64 j = 0;
+  for (; j + WIDE <= n; j += WIDE) {
+    vf sum[4];
+    for (int v = 0; v < 4; v++) sum[v] = first ? splat(0.0f) : load(sums + j + v * VLEN);
+    for (i64 r = 0; r < rows; r++)
+      for (int v = 0; v < 4; v++) sum[v] = sum[v] + load(dz + r * n + j + v * VLEN);
+    for (int v = 0; v < 4; v++) store(sums + j + v * VLEN, sum[v]);
+  }
+  for (; j < n; j += VLEN) {
+    i64 w = n - j < VLEN ? n - j : VLEN;
+    vf sum = first ? splat(0.0f) : get(sums + j, 0, w);
+    for (i64 r = 0; r < rows; r++) sum = sum + get(dz + r * n, j, w);
+    store_part(sums + j, sum, w);
+  }
+}
+
+// dw += x^T dz where dz is so narrow that a vector along it would be mostly empty: dw^T = dz^T x has the same chains.
+void narrow_weight_gradient(const float* x, const float* dz, i64 rows, i64 k, i64 n, float* dw, bool first) {
+  float* turned = (float*)scratch(SCRATCH_PACK_A, n * k * (i64)sizeof(float));
+  if (!first) transpose(dw, k, n, n, turned, k);
+  gemm_f32({dz, n, true, x, k, turned, k, n, k, rows, first ? START_ZERO : START_C, nullptr});
+  transpose(turned, n, k, k, dw, n);
+}
+
 // dw += x^T dz over `rows` rows, and db += column sums of dz.
 void weight_gradient(const LsMlp* mlp, const float* x, const float* dz, i64 rows, i64 k, i64 n, float* dw, float* db,
                      bool first) {
   Start start = first ? START_ZERO : START_C;
-  if (db)
-    for (i64 j = 0; j < n; j += VLEN) {
-      i64 w = n - j < VLEN ? n - j : VLEN;
-      vf sum = first ? splat(0.0f) : get(db, j, w);
-      for (i64 r = 0; r < rows; r++) sum = sum + get(dz + r * n, j, w);
-      store_part(db + j, sum, w);
-    }
+  if (db) bias_gradient(dz, rows, n, db, first);
+  if (mlp->dtype == LS_FP32 && n <= VLEN / 2 && k > 2 * n) return narrow_weight_gradient(x, dz, rows, k, n, dw, first);
   const float *a = x, *b = dz;
   if (mlp->dtype == LS_BF16) {
 #if HAVE_BF16_DOT

@@ -66,9 +66,17 @@ ALWAYS_INLINE void store_part(float* p, vf v, i64 n) {
 }
 #endif
 
-// x < lo ? lo : x keeps a NaN in x, which a min/max instruction with the operands swapped would not.
+// x < lo ? lo : x, which keeps a NaN in x; so do the instructions, whose second operand is the answer when in doubt.
+#if VLEN == 16
+ALWAYS_INLINE vf at_least(vf x, vf lo) { return (vf)_mm512_max_ps((__m512)lo, (__m512)x); }
+ALWAYS_INLINE vf at_most(vf x, vf hi) { return (vf)_mm512_min_ps((__m512)hi, (__m512)x); }
+#elif VLEN == 8
+ALWAYS_INLINE vf at_least(vf x, vf lo) { return (vf)_mm256_max_ps((__m256)lo, (__m256)x); }
+ALWAYS_INLINE vf at_most(vf x, vf hi) { return (vf)_mm256_min_ps((__m256)hi, (__m256)x); }
+#else
 ALWAYS_INLINE vf at_least(vf x, vf lo) { return select(x < lo, lo, x); }
 ALWAYS_INLINE vf at_most(vf x, vf hi) { return select(x > hi, hi, x); }
+#endif
 ALWAYS_INLINE vf vabs(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 
 // exp(x) = scale * (1 + em1) with |x - n ln 2| <= ln 2 / 2 and em1 = expm1 of that remainder; minimax degree 6.
@@ -104,7 +112,8 @@ ALWAYS_INLINE vf vexpm1(vf x) {
 }
 ALWAYS_INLINE vf vtanh(vf x) {
   vf d = x + x;
-  vf em1 = vexpm1(at_most(at_least(d, splat(-19.0f)), splat(19.0f)));
+  ExpParts e = exp_parts(at_most(at_least(d, splat(-19.0f)), splat(19.0f)));
+  vf em1 = fma(e.scale, e.em1, e.scale - splat(1.0f));
   return em1 / (em1 + splat(2.0f));
 }
 ALWAYS_INLINE vf vsigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + vexp(-x)); }
