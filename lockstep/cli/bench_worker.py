@@ -185,7 +185,7 @@ def _onnx_call(policy: Any, obs: np.ndarray) -> Callable[[], Any]:
     import tempfile
     from pathlib import Path
 
-    from lockstep.interop.onnx import export_onnx
+    from lockstep.interop import export_onnx
 
     runtime = require("onnxruntime", extra="onnx")
     with tempfile.TemporaryDirectory() as folder:
