@@ -100,10 +100,11 @@ def quantile_huber_loss(
     """
     num = quantiles_BZ.shape[1]
     tau_Z = (torch.arange(num, dtype=quantiles_BZ.dtype) + 0.5) / num
-    delta_BZY = target_BY.unsqueeze(1) - quantiles_BZ.unsqueeze(2)
-    huber = torch.where(delta_BZY.abs() > 1, delta_BZY.abs() - 0.5, 0.5 * delta_BZY**2)
-    weight = (tau_Z.view(1, -1, 1) - (delta_BZY.detach() < 0).to(huber.dtype)).abs()
-    per_quantile_BZ = (weight * huber).mean(2)
+    pairs = quantiles_BZ.unsqueeze(2).expand(-1, -1, target_BY.shape[1]), target_BY.unsqueeze(1).expand(-1, num, -1)
+    tau = tau_Z.view(1, -1, 1)
+    weight_BZY = torch.where(pairs[1] < pairs[0].detach(), 1.0 - tau, tau)
+    huber_BZY = torch.nn.functional.huber_loss(*pairs, reduction="none")
+    per_quantile_BZ = (weight_BZY * huber_BZY).mean(2)
     loss_B = per_quantile_BZ.sum(1) if sum_over_quantiles else per_quantile_BZ.mean(1)
     loss = loss_B.mean() if weight_B is None else (loss_B * weight_B).mean()
     return loss, loss_B.detach()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lockstep.rl.distributional import project_categorical, quantile_midpoints, truncate_quantiles
+from lockstep.rl.losses import quantile_huber_loss
 
 
 def brute_force(probs: np.ndarray, reward: float, discount: float, support: np.ndarray) -> np.ndarray:
@@ -56,3 +57,23 @@ def test_midpoints_and_truncation():
     quantiles = torch.tensor([[[3.0, 1.0], [0.0, 9.0]], [[2.0, 8.0], [5.0, 4.0]]])
     assert truncate_quantiles(quantiles, 1).tolist() == [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]]
     assert truncate_quantiles(quantiles, 0).shape == (2, 4)
+
+
+def test_quantile_loss_and_gradient_equal_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    quantiles = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 2).requires_grad_()
+    target = torch.randn(5, 11, generator=generator, dtype=torch.float64) * 2
+    weight = torch.rand(5, generator=generator, dtype=torch.float64)
+    loss, row_loss = quantile_huber_loss(quantiles, target, weight)
+    loss.backward()
+    expected, gradient = np.zeros(5), np.zeros((5, 7))
+    for b in range(5):
+        for i in range(7):
+            for j in range(11):
+                delta = float(target[b, j] - quantiles[b, i])
+                share = abs((i + 0.5) / 7 - (delta < 0)) / 11
+                expected[b] += share * (0.5 * delta**2 if abs(delta) <= 1 else abs(delta) - 0.5)
+                gradient[b, i] -= share * max(-1.0, min(1.0, delta)) * float(weight[b]) / 5
+    assert np.allclose(row_loss.numpy(), expected)
+    assert float(loss.detach()) == pytest.approx(float((expected * weight.numpy()).mean()))
+    assert np.allclose(quantiles.grad.numpy(), gradient)
