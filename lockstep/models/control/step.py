@@ -13,6 +13,7 @@ class PolicyStep:
     """What one decision yields, N rows each. `features` is the network input the learner trains on, `action` is in the
     head's own coordinates, `env_action` is what the environment gets.
 
+    >>> import torch
     >>> PolicyStep(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.zeros(1), {}).value is None
     True
     """
