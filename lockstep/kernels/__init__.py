@@ -16,7 +16,6 @@ from lockstep.kernels.normalise import normalise
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
-from lockstep.kernels.ppo.step import PPOStep
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
 from lockstep.kernels.sumtree import SumTree
 
@@ -29,7 +28,6 @@ __all__ = [
     "Head",
     "Net",
     "Normaliser",
-    "PPOStep",
     "RolloutRows",
     "SumTree",
     "categorical_evaluate",
