@@ -70,7 +70,7 @@ def test_quantile_loss_and_gradient_equal_the_definition():
     for b in range(5):
         for i in range(7):
             for j in range(11):
-                delta = float(target[b, j] - quantiles[b, i])
+                delta = float(target[b, j] - quantiles[b, i].detach())
                 share = abs((i + 0.5) / 7 - (delta < 0)) / 11
                 expected[b] += share * (0.5 * delta**2 if abs(delta) <= 1 else abs(delta) - 0.5)
                 gradient[b, i] -= share * max(-1.0, min(1.0, delta)) * float(weight[b]) / 5
