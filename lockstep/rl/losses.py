@@ -81,6 +81,23 @@ def td_loss(values_B: Tensor, target_B: Tensor, weight_B: Tensor | None = None) 
     return loss, error_B.detach().abs()
 
 
+def td_gradient(
+    values_BA: Tensor, action_B: Tensor, target_B: Tensor, weight_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of `td_loss` with respect to all action values, without building a graph: half the time.
+
+    Returns:
+        (gradient [B, A], zero but for the actions taken; |TD error| [B]).
+    """
+    values_BA, index_B1 = values_BA.detach(), action_B.unsqueeze(1)
+    error_B1 = values_BA.gather(1, index_B1).sub_(target_B.unsqueeze(1))
+    slope_B1 = error_B1.clamp(-1.0, 1.0).mul_(1.0 / len(action_B))
+    if weight_B is not None:
+        slope_B1.mul_(weight_B.unsqueeze(1))
+    gradient_BA = torch.zeros_like(values_BA).scatter_(1, index_B1, slope_B1)
+    return gradient_BA, error_B1.squeeze(1).abs_()
+
+
 def categorical_td_loss(logits_BZ: Tensor, target_BZ: Tensor, weight_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of C51 (Bellemare et al. 2017, alg. 1); returns (loss, per-row cross-entropy [B] as priority)."""
     loss_B = -(target_BZ * torch.log_softmax(logits_BZ, dim=1)).sum(1)

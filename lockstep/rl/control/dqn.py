@@ -27,7 +27,7 @@ from lockstep.models.control.preprocess import ACTION_MASK
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
 from lockstep.rl.distributional import project_categorical
 from lockstep.rl.exploration import EpsilonGreedy, ParameterNoise, UniformUntil, set_parameter_noise
-from lockstep.rl.losses import categorical_td_loss, quantile_huber_loss, td_loss
+from lockstep.rl.losses import categorical_td_loss, quantile_huber_loss, td_gradient, td_loss
 from lockstep.rl.offpolicy import ReplayConfig, TransitionCollector, make_replay
 from lockstep.rl.optimiser import make_optimiser
 from lockstep.rl.prioritised import PrioritisedReplay
@@ -134,20 +134,18 @@ def train(config: DQNConfig, session: Session) -> Result:
         if num_updates:
             kernels.polyak(*pairs, 1.0 - (1.0 - config.tau) ** num_updates)
         keys = config.replay.gradient_keys(session, collector.num_steps, env.num_envs)
-        loss, target_BZ = torch.zeros(()), torch.zeros(1)
+        error_B, target_BZ = torch.zeros(1), torch.zeros(1)
         for key, batch, next_params in _batches(config, replay, target, keys, session.progress):
             _set_noise(config, policy, session.seed, 0, key)
             target_BZ = bootstrap(config, policy, batch, next_params)
-            params = policy.actor(policy.encoder(batch.features))
-            loss, error_B = value_loss(config, policy, params, batch, target_BZ)
             optimiser.zero_grad()
-            loss.backward()
+            error_B = backpropagate(config, policy, batch, target_BZ)
             optimiser.step(max_grad_norm=config.max_grad_norm)
             if isinstance(replay, PrioritisedReplay):
                 replay.update(batch.index_B, error_B)
         if isinstance(policy.actor, NoisyMLP):
             policy.actor.set_noise(None)
-        session.advance(num_steps, {"loss": loss.detach(), "target_mean": target_BZ.mean()} if keys else {}, episodes)
+        session.advance(num_steps, {"error": error_B.mean(), "target_mean": target_BZ.mean()} if keys else {}, episodes)
     env.close()
     return session.finish()
 
@@ -175,17 +173,23 @@ def bootstrap(config: DQNConfig, policy: Policy, batch: Batch, next_params: Tens
         return batch.reward_B.unsqueeze(1) + batch.discount_B.unsqueeze(1) * next_BZ
 
 
-def value_loss(
-    config: DQNConfig, policy: Policy, params: Tensor, batch: Batch, target_BZ: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(loss, |error| [B]) of the network's outputs at the actions taken."""
-    atoms = _q_head(policy).atoms(params)
+def backpropagate(config: DQNConfig, policy: Policy, batch: Batch, target_BZ: Tensor) -> Tensor:
+    """Gradients of the loss into the policy's parameters; returns |TD error|, or the loss of distributions, [B]."""
+    head = _q_head(policy)
+    params = policy.actor(policy.encoder(batch.features))
+    if head.is_plain:
+        gradient_BA, error_B = td_gradient(params, batch.action, target_BZ, batch.weight_B)
+        params.backward(gradient_BA)
+        return error_B
+    atoms = head.atoms(params)
     if config.distribution == "none":
-        return td_loss(atoms.gather(1, batch.action.unsqueeze(1)).squeeze(1), target_BZ, batch.weight_B)
-    taken_BZ = _pick(atoms, batch.action)
-    if config.distribution == "categorical":
-        return categorical_td_loss(taken_BZ, target_BZ, batch.weight_B)
-    return quantile_huber_loss(taken_BZ, target_BZ, batch.weight_B)
+        loss, error_B = td_loss(atoms.gather(1, batch.action.unsqueeze(1)).squeeze(1), target_BZ, batch.weight_B)
+    elif config.distribution == "categorical":
+        loss, error_B = categorical_td_loss(_pick(atoms, batch.action), target_BZ, batch.weight_B)
+    else:
+        loss, error_B = quantile_huber_loss(_pick(atoms, batch.action), target_BZ, batch.weight_B)
+    loss.backward()
+    return error_B
 
 
 def _batches(
