@@ -58,7 +58,7 @@ def rainbow_cartpole() -> DQNConfig:
 
 def qrdqn_cartpole() -> DQNConfig:
     """CartPole-v1 by QR-DQN with RL-Zoo's DQN hyper-parameters."""
-    return replace(dqn_cartpole(), distribution="quantile", num_atoms=10)
+    return replace(dqn_cartpole(), network=_dense(64, 64), distribution="quantile", num_atoms=25)
 
 
 def dqn_lunarlander() -> DQNConfig:
@@ -114,13 +114,15 @@ def sac_halfcheetah() -> SACConfig:
 
 
 def sac_cartpole() -> SACConfig:
-    """CartPole-v1 by discrete SAC (Christodoulou 2019)."""
+    """CartPole-v1 by discrete SAC (Christodoulou 2019) with a fixed temperature."""
     return SACConfig(
         env=EnvConfig(id="CartPole-v1", num_envs=1),
         network=_dense(64, 64),
-        run=RunConfig(total_steps=20_000),
-        replay=ReplayConfig(buffer_size=20_000, batch_size=64, learning_starts=1000),
-        learning_rate=1e-3,
+        run=RunConfig(total_steps=30_000),
+        replay=ReplayConfig(buffer_size=30_000, batch_size=128, learning_starts=1000, n_step=3),
+        learning_rate=3e-3,
+        tau=0.01,
+        temperature=0.05,
     )
 
 
