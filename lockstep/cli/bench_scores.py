@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ SCORES: dict[str, Published | None] = {
     "ppo-lunarlander-zoo": Published(242.119, 31.823, "1M", RL_ZOO + ", LunarLander-v2"),
     "ppo-halfcheetah": Published(5819.099, 663.530, "1M", RL_ZOO + ", HalfCheetah-v3"),
     "ppo-hopper": Published(2410.435, 10.026, "1M", RL_ZOO + ", Hopper-v3"),
+    "sac-pendulum": Published(-156.995, 88.714, "20k", "RL-Zoo benchmark.md, SAC, one seed"),
+    "sac-pendulum-bf16": Published(-156.995, 88.714, "20k", "RL-Zoo benchmark.md, SAC, one seed"),
     "ppo-minatar-breakout": None,
 }
 
@@ -73,7 +76,7 @@ class ScoreBenchArgs:
     jobs: int = 1
     """Trainings of the score table at a time; solving is always timed alone."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the figures to this file, after every training; a file of the same commit is completed."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -87,20 +90,42 @@ def main(args: Sequence[str]) -> int:
         if name not in SOLVE:
             raise ConfigError(unknown_name("recipe with a solving threshold", name, SOLVE))
     console = Console()
-    figures: dict[str, Any] = {"versions": describe_versions(), "scores": {}, "solve": {}}
-    for name in wish.solve:
-        figures["solve"][name] = [_child(name, seed, wish, solve=True) for seed in range(1, wish.seeds + 1)]
-        console.print(f"timed {name}")
-    for name in wish.recipes:
-        figures["scores"][name] = _seeds(name, wish)
-        console.print(f"scored {name}")
+    figures = _begin(wish)
+    for kind, names in (("solve", wish.solve), ("scores", wish.recipes)):
+        for name in names:
+            runs = figures[kind].setdefault(name, [])
+            todo = [seed for seed in range(1, wish.seeds + 1) if seed not in {run["seed"] for run in runs}]
+            jobs = wish.jobs if kind == "scores" else 1
+            with ThreadPoolExecutor(jobs) as pool:
+                for run in pool.map(lambda seed, n=name, k=kind: _child(n, seed, wish, solve=k == "solve"), todo):
+                    runs.append(run)
+                    _write(wish, figures)
+                    console.print(
+                        f"{kind} {name} seed {run['seed']}: return {run['mean']:.1f}, {run['train_seconds']:.2f} s"
+                    )
     if wish.solve:
-        console.print(solve_table(figures["solve"]))
+        console.print(solve_table({name: figures["solve"][name] for name in wish.solve}))
     if wish.recipes:
-        console.print(score_table(figures["scores"]))
-    if wish.json is not None:
-        wish.json.write_text(json.dumps(figures, indent=2) + "\n")
+        console.print(score_table({name: figures["scores"][name] for name in wish.recipes}))
     return 0
+
+
+def _begin(wish: ScoreBenchArgs) -> dict[str, Any]:
+    """Empty figures, or those of an interrupted measurement of the same commit, which goes on."""
+    figures: dict[str, Any] = {"versions": describe_versions(), "scores": {}, "solve": {}}
+    if wish.json is None or not wish.json.exists():
+        return figures
+    earlier = dict(json.loads(wish.json.read_text()))
+    if earlier["versions"]["commit"] != figures["versions"]["commit"]:
+        raise ConfigError(f"{wish.json} holds figures of another commit; name another file or delete it")
+    return earlier
+
+
+def _write(wish: ScoreBenchArgs, figures: dict[str, Any]) -> None:
+    if wish.json is not None:
+        scratch = wish.json.with_name(wish.json.name + ".writing")
+        scratch.write_text(json.dumps(figures, indent=2) + "\n")
+        scratch.replace(wish.json)
 
 
 def train_one(name: str, seed: str, episodes: str, total_steps: str, solve: str) -> dict[str, Any]:
@@ -123,13 +148,6 @@ def train_one(name: str, seed: str, episodes: str, total_steps: str, solve: str)
         "wall_seconds": time.perf_counter() - start,
         "solve": int(solve),
     }
-
-
-def _seeds(name: str, wish: ScoreBenchArgs) -> list[dict[str, Any]]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(wish.jobs) as pool:
-        return list(pool.map(lambda seed: _child(name, seed, wish, solve=False), range(1, wish.seeds + 1)))
 
 
 def _child(name: str, seed: int, wish: ScoreBenchArgs, *, solve: bool) -> dict[str, Any]:

@@ -31,6 +31,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "rainbow-cartpole": replay.rainbow_cartpole,
     "qrdqn-cartpole": replay.qrdqn_cartpole,
     "sac-pendulum": replay.sac_pendulum,
+    "sac-pendulum-bf16": replay.sac_pendulum_bf16,
     "sac-halfcheetah": replay.sac_halfcheetah,
     "sac-cartpole": replay.sac_cartpole,
     "td3-pendulum": replay.td3_pendulum,

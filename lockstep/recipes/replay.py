@@ -103,6 +103,11 @@ def sac_pendulum() -> SACConfig:
     )
 
 
+def sac_pendulum_bf16() -> SACConfig:
+    """sac-pendulum with bf16 products."""
+    return replace(sac_pendulum(), network=replace(_dense(256, 256), compute_dtype="bf16"))
+
+
 def sac_halfcheetah() -> SACConfig:
     """HalfCheetah-v5 by SAC, 256-256, bf16 products on two threads; --network.compute-dtype fp32 for full precision."""
     return SACConfig(
