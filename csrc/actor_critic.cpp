@@ -1,32 +1,8 @@
 // Gradients of a PPO minibatch in one call. Every step is the public op of the same name on the same bytes, so that
 // composing the ops gives the same bits.
-#include "gemm.h"
-#include "lockstep.h"
-#include "pool.h"
+#include "minibatch.h"
 
 namespace {
-
-// Hands out pieces of one block of scratch memory.
-struct Arena {
-  char* at;
-  float* floats(i64 num) {
-    char* here = at;
-    at += round_up(num * (i64)sizeof(float), 64);
-    return (float*)here;
-  }
-};
-i64 room(i64 num) { return round_up(num * (i64)sizeof(float), 64); }
-
-// Floats per row that the backward pass keeps of a chain; see ls_mlp_forward.
-i64 saved_per_row(const LsMlp* mlp) {
-  i64 total = 0;
-  for (i64 l = 0; l < mlp->num_layers; l++) {
-    bool last = l == mlp->num_layers - 1;
-    int32_t activation = last ? mlp->output_activation : mlp->activation;
-    total += mlp->sizes[l + 1] * ((last ? 0 : 1) + (activation == LS_SILU || activation == LS_GELU ? 1 : 0));
-  }
-  return total;
-}
 
 struct Minibatch {
   float *features, *old_logprob, *advantage, *old_value, *returns;

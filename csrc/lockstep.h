@@ -135,6 +135,9 @@ LS_API void ls_uniform(uint64_t seed, const int64_t* streams, const int64_t* pos
                        int64_t num_columns);
 LS_API void ls_normal(uint64_t seed, const int64_t* streams, const int64_t* positions, float* out, int64_t num_rows,
                       int64_t num_columns);
+// num draws from 0..size-1. A draw takes two uniforms of the one row (stream, position): column i, and column num + i for
+// the bits below its 23.
+LS_API void ls_uniform_index(uint64_t seed, int64_t stream, int64_t position, int64_t size, int64_t* out, int64_t num);
 
 // A whole act: normalise, actor, head, critic. Null pointers leave a part out.
 enum LsHead { LS_HEAD_CATEGORICAL, LS_HEAD_GAUSSIAN, LS_HEAD_SQUASHED, LS_HEAD_TANH, LS_HEAD_ARGMAX };
@@ -188,6 +191,27 @@ struct LsActorCritic {
 // -2 - i where index[i] is (nothing is written then).
 LS_API int64_t ls_actor_critic_gradients(const LsActorCritic* actor_critic, const int64_t* index, int64_t num,
                                          float* stats);
+// Gradients of a Q-learning minibatch: Huber loss (delta 1) of online(features)[action] against
+// reward + discount * target(next_features)[best], for rows picked from arrays of num_rows rows. `best` is the maximum of
+// the target network, or of the online one when is_double.
+struct LsQLearning {
+  const LsMlp* online;
+  const LsMlp* target;
+  const float* features;       // [R][D]
+  const float* next_features;  // [R][D]
+  const int64_t* action;       // [R]
+  const float* reward;         // [R]
+  const float* discount;       // [R], 0 after a termination
+  float* const* dweights;
+  float* const* dbiases;
+  int64_t num_rows;
+  int32_t is_double;
+  int32_t reserved;
+};
+// Writes all gradients, |TD error| [num] and stats [2]: its mean, and the mean of the targets. weight [num] may be null.
+// Returns -1; the first i whose action is out of range; or -2 - i where index[i] is (nothing is written then).
+LS_API int64_t ls_q_gradients(const LsQLearning* q, const int64_t* index, const float* weight, int64_t num,
+                              float* error, float* stats);
 // (x - mean) / (deviation + 1e-8) with the unbiased deviation, over the rows where mask (bytes, may be null) is not 0;
 // fewer than two rows: x itself. out may be x.
 LS_API void ls_normalise(const float* x, const uint8_t* mask, float* out, int64_t num);

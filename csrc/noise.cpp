@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon et al. 2011). Integers are scalar; Box-Muller goes through the vector functions.
 #include "lockstep.h"
+#include "pool.h"
 #include "simd.h"
 
 namespace {
@@ -89,4 +90,14 @@ void ls_normal(uint64_t seed, const int64_t* streams, const int64_t* positions, 
     }
   });
   if (filled) flush();
+}
+
+void ls_uniform_index(uint64_t seed, int64_t stream, int64_t position, int64_t size, int64_t* out, int64_t num) {
+  float* uniform = (float*)scratch(SCRATCH_PACK_A, 2 * num * (i64)sizeof(float));
+  ls_uniform(seed, &stream, &position, uniform, 1, 2 * num);
+  for (i64 i = 0; i < num; i++) {
+    const double fine = (double)uniform[i] + ((double)uniform[num + i] - 0.5) * 0x1p-23;
+    const i64 at = (i64)(fine * (double)size);
+    out[i] = at < size ? at : size - 1;
+  }
 }

@@ -11,11 +11,12 @@ from lockstep.kernels.gather import gather_rows
 from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squashed_gaussian_sample
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
-from lockstep.kernels.noise import noise_bits, normal, uniform
+from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
 from lockstep.kernels.normalise import normalise
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
+from lockstep.kernels.q_learning import QGradients, TransitionRows
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
 from lockstep.kernels.sumtree import SumTree
 
@@ -28,8 +29,10 @@ __all__ = [
     "Head",
     "Net",
     "Normaliser",
+    "QGradients",
     "RolloutRows",
     "SumTree",
+    "TransitionRows",
     "categorical_evaluate",
     "categorical_mode",
     "categorical_sample",
@@ -56,5 +59,6 @@ __all__ = [
     "set_num_threads",
     "squashed_gaussian_sample",
     "uniform",
+    "uniform_index",
     "vtrace",
 ]

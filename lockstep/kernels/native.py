@@ -70,6 +70,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_normal": ([_U64, _P, _P, _P, _I64, _I64], None),
     "ls_plan_run": ([_P, _P, _U64, _P, _P, _I32], None),
     "ls_actor_critic_gradients": ([_P, _P, _I64, _P], _I64),
+    "ls_q_gradients": ([_P, _P, _P, _I64, _P, _P], _I64),
+    "ls_uniform_index": ([_U64, _I64, _I64, _I64, _P, _I64], None),
     "ls_normalise": ([_P, _P, _P, _I64], None),
     "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
     "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),

@@ -41,6 +41,45 @@ class Exploration(ABC):
         """After the decision."""
 
 
+class UniformsAhead:
+    """`kernels.uniform` of few rows, drawn for many positions at once: a call for one row costs as much as for hundreds.
+
+    Args:
+        seed: of the uniforms.
+        num: uniforms of a row.
+    """
+
+    NUM_AHEAD = 256
+    MAX_ROWS = 8
+
+    def __init__(self, seed: int, num: int) -> None:
+        self.seed, self.num = seed, num
+        self._streams_N: Tensor | None = None
+        self._first_N = np.zeros(0, np.int64)
+        self._block_NKC = np.zeros((0, 0, num), np.float32)
+
+    def __call__(self, streams_N: Tensor, positions_N: Tensor) -> np.ndarray:
+        """[N, num] float32. `streams_N` must keep its values while it is the same tensor."""
+        if len(streams_N) > self.MAX_ROWS:
+            return kernels.uniform(self.seed, streams_N, positions_N, self.num).numpy()
+        positions = positions_N.numpy()
+        if streams_N is not self._streams_N:
+            return self._draw(streams_N, positions)
+        ahead_N = positions - self._first_N
+        low, high = (ahead_N[0], ahead_N[0]) if len(ahead_N) == 1 else (ahead_N.min(), ahead_N.max())
+        if low < 0 or high >= self.NUM_AHEAD:
+            return self._draw(streams_N, positions)
+        return self._block_NKC[:, low] if low == high else self._block_NKC[np.arange(len(ahead_N)), ahead_N]
+
+    def _draw(self, streams_N: Tensor, positions_N: np.ndarray) -> np.ndarray:
+        num_rows, num_ahead = len(streams_N), self.NUM_AHEAD
+        self._streams_N, self._first_N = streams_N, positions_N.copy()
+        positions = torch.from_numpy((self._first_N[:, None] + np.arange(num_ahead)).reshape(-1))
+        block = kernels.uniform(self.seed, streams_N.repeat_interleave(num_ahead), positions, self.num)
+        self._block_NKC = block.numpy().reshape(num_rows, num_ahead, self.num)
+        return self._block_NKC[:, 0]
+
+
 class PolicySamples(Exploration):
     """The policy's own distribution explores."""
 
@@ -84,7 +123,8 @@ class EpsilonGreedy(Exploration):
     def __init__(
         self, num_choices: int, *, start: float, end: float, fraction: float, total_steps: int, seed: int
     ) -> None:
-        self.num_choices, self.start, self.end, self.seed = num_choices, start, end, seed + EXPLORATION_SEED + 1
+        self.start, self.end = start, end
+        self._uniforms = UniformsAhead(seed + EXPLORATION_SEED + 1, 1 + num_choices)
         self.ramp_steps = max(fraction * total_steps, 1.0)
 
     def epsilon(self, num_steps: int) -> float:
@@ -95,11 +135,12 @@ class EpsilonGreedy(Exploration):
         return
 
     def choose(self, step: PolicyStep, streams_N: Tensor, positions_N: Tensor, num_steps: int) -> Tensor | None:
-        uniform = kernels.uniform(self.seed, streams_N, positions_N, 1 + self.num_choices)
-        explore_N = uniform.numpy()[:, 0] < self.epsilon(num_steps)
-        if not explore_N.any():
+        uniform = self._uniforms(streams_N, positions_N)
+        explore_N = uniform[:, 0] < self.epsilon(num_steps)
+        if not np.count_nonzero(explore_N):
             return None
-        return torch.where(torch.from_numpy(explore_N), _uniform_choice(uniform[:, 1:], _mask(step)), step.action)
+        choice_N = _uniform_choice(torch.from_numpy(uniform[:, 1:]), _mask(step))
+        return torch.where(torch.from_numpy(explore_N), choice_N, step.action)
 
 
 class GaussianNoise(Exploration):

@@ -56,12 +56,16 @@ class PrioritisedReplay:
 
     def sample(self, num: int, key: int, beta: float) -> Batch:
         """`num` transitions with their importance weights."""
+        return self.buffer.gather(*self.draw(num, key, beta))
+
+    def draw(self, num: int, key: int, beta: float) -> tuple[Tensor, Tensor]:
+        """(flat indices [B], importance weights [B]) of `num` transitions."""
         where = torch.zeros(1, dtype=torch.int64), torch.tensor([key])
         uniform_B = kernels.uniform(self.seed, *where, num)[0].numpy().astype(np.float64)
         index_B = self.tree.find((np.arange(num) + uniform_B) * (self.tree.total / num))
         mass_B = self.tree.get(index_B)
         weight_B = (mass_B.min() / mass_B) ** beta
-        return self.buffer.gather(torch.from_numpy(index_B), torch.from_numpy(weight_B.astype(np.float32)))
+        return torch.from_numpy(index_B), torch.from_numpy(weight_B.astype(np.float32))
 
     def update(self, index_B: Tensor, error_B: Tensor) -> None:
         """New priorities from the magnitudes of TD errors (or losses of distributional heads)."""

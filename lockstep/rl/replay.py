@@ -97,6 +97,7 @@ class ReplayBuffer:
         self.next_features: Any = None
         self.action: Tensor | None = None
         self._columns: list[np.ndarray] = []
+        self._rows: kernels.TransitionRows | None = None
         self._has_invalid = False
 
     def __len__(self) -> int:
@@ -117,14 +118,15 @@ class ReplayBuffer:
         if self.action is None:
             self._allocate(features, action)
         row = self.num_written % self.num_rows
-        leaves = [*tree_leaves(features), *tree_leaves(next_features), action]
-        for column, leaf in zip(self._columns, leaves, strict=False):
+        plain = isinstance(features, Tensor | np.ndarray) and isinstance(next_features, Tensor | np.ndarray)
+        leaves = [features, next_features] if plain else [*tree_leaves(features), *tree_leaves(next_features)]
+        for column, leaf in zip(self._columns, (*leaves, action), strict=False):
             column[row] = leaf.numpy() if isinstance(leaf, Tensor) else leaf
         reward, discount, terminated, ended, valid = self._columns[-5:]
         reward[row], terminated[row], valid[row] = reward_N, terminated_N, valid_N
-        np.logical_or(terminated_N, truncated_N, out=ended[row])
-        np.multiply(self.gamma, ~terminated_N, out=discount[row])
-        self._has_invalid = self._has_invalid or not valid_N.all()
+        ended[row] = terminated_N | truncated_N
+        discount[row] = np.where(terminated_N, 0.0, self.gamma) if np.count_nonzero(terminated_N) else self.gamma
+        self._has_invalid = self._has_invalid or int(np.count_nonzero(valid_N)) < self.num_envs
         self.num_written += 1
 
     def sample(self, num: int, key: int) -> Batch:
@@ -168,6 +170,18 @@ class ReplayBuffer:
         if self.encode is not None:
             features, next_features = self.encode(features), self.encode(next_features)
         return Batch(features, action, reward_B, next_features, discount_B, index_B, weight_B)
+
+    def rows(self, index_B: Tensor) -> tuple[kernels.TransitionRows, Tensor]:
+        """The transitions at flat indices as (rows, index into them) for `kernels.QGradients`: the storage itself where
+        it holds what the network reads, else gathered rows.
+        """
+        if self._rows is not None:
+            return self._rows, index_B
+        batch = self.gather(index_B)
+        rows = kernels.TransitionRows(
+            batch.features, batch.action, batch.reward_B, batch.next_features, batch.discount_B
+        )
+        return rows, torch.arange(len(index_B))
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part (views, not copies) and the position."""
@@ -213,6 +227,9 @@ class ReplayBuffer:
         columns = [*tree_leaves(self.features), *tree_leaves(self.next_features), self.action]
         columns += [self.reward, self.discount, self.terminated, self.ended, self.valid]
         self._columns = [column.numpy() for column in columns]
+        if self.n_step == 1 and self.encode is None and isinstance(self.features, Tensor):
+            parts = (self.features, self.action, self.reward, self.next_features, self.discount)
+            self._rows = kernels.TransitionRows(*(part.flatten(0, 1) for part in parts))
 
 
 def _rows(column_TN: Tensor, index_B: Tensor) -> Tensor:
@@ -221,8 +238,4 @@ def _rows(column_TN: Tensor, index_B: Tensor) -> Tensor:
 
 def uniform_index(num: int, size: int, seed: int, key: int, attempt: int = 0) -> Tensor:
     """`num` draws from 0..size-1, with replacement: int64 [B], a function of the arguments alone."""
-    where = torch.tensor([attempt]), torch.tensor([key])
-    # One draw has 23 bits, too few for a million rows: a second one fills the gaps.
-    high_B, low_B = kernels.uniform(INDEX_SEED + seed, *where, 2 * num).numpy().reshape(2, num).astype(np.float64)
-    index_B = ((high_B + (low_B - 0.5) * 2.0**-23) * size).astype(np.int64)
-    return torch.from_numpy(np.minimum(index_B, size - 1, out=index_B))
+    return kernels.uniform_index(INDEX_SEED + seed, attempt, key, num, size)

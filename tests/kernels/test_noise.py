@@ -97,3 +97,14 @@ def test_out_is_filled_and_checked() -> None:
         kernels.uniform(1, stream, stream, 3, out=out)
     with pytest.raises(InputError, match="int64"):
         kernels.uniform(1, stream.float(), stream, 3)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3_000_000])
+def test_uniform_index_is_its_twin_and_in_range(size: int) -> None:
+    index = kernels.uniform_index(7, 1, 1 << 40, 999, size)
+    assert np.array_equal(index.numpy(), naive.uniform_index(7, 1, 1 << 40, 999, size))
+    assert 0 <= int(index.min()) <= int(index.max()) < size
+    if size > 1:
+        assert float(index.double().mean()) / size == pytest.approx(0.5, abs=0.04)
+    with pytest.raises(InputError, match="size=0"):
+        kernels.uniform_index(7, 1, 0, 1, 0)

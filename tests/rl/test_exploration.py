@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace
 from lockstep.models.control.policy import PolicyStep
-from lockstep.rl.exploration import EpsilonGreedy, GaussianNoise, PolicySamples, UniformUntil
+from lockstep.rl.exploration import EpsilonGreedy, GaussianNoise, PolicySamples, UniformsAhead, UniformUntil
 
 N = 4000
 STREAMS, POSITIONS = torch.arange(N), torch.full((N,), 7)
@@ -81,3 +82,14 @@ def test_other_action_spaces_are_refused() -> None:
     exploration = UniformUntil(MultiDiscreteSpace((2, 2)), 10, PolicySamples(), seed=0)
     with pytest.raises(ConfigError, match="Discrete or Box"):
         exploration.choose(make_step(torch.zeros(N, 2)), STREAMS, POSITIONS, 0)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 9])
+def test_uniforms_ahead_are_the_uniforms_of_each_position(num_rows: int) -> None:
+    ahead = UniformsAhead(5, 4)
+    streams, positions = torch.arange(num_rows) + 7, torch.arange(num_rows) * 3
+    for step in range(300):
+        assert np.array_equal(ahead(streams, positions), kernels.uniform(5, streams, positions, 4).numpy())
+        positions += torch.arange(num_rows) % 2 + 1 if step % 50 else -1
+    other = streams + 1
+    assert np.array_equal(ahead(other, positions), kernels.uniform(5, other, positions, 4).numpy())

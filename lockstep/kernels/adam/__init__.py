@@ -54,7 +54,6 @@ class FusedAdam:
         self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self._addresses = cpu.Addresses(self.params, self.exp_avgs, self.exp_avg_sqs)
 
-    @torch.no_grad()
     def step(self, max_grad_norm: float | None = None) -> float:
         """Apply the gradients; returns their global L2 norm before clipping by min(1, max / (norm + 1e-6))."""
         self.num_steps += 1
@@ -65,7 +64,8 @@ class FusedAdam:
                 self._addresses = cpu.Addresses(self.params, self.exp_avgs, self.exp_avg_sqs)
             if self._addresses.fits:
                 return self._addresses.step(grads, *scalars)
-        return naive.step(self.params, grads, self.exp_avgs, self.exp_avg_sqs, *scalars)
+        with torch.no_grad():
+            return naive.step(self.params, grads, self.exp_avgs, self.exp_avg_sqs, *scalars)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

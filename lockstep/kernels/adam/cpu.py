@@ -28,6 +28,9 @@ class Addresses:
         self._current = [*map(Tensor.data_ptr, params)]
         self._params, self._sizes = _addresses(params), _sizes(params)
         self._moments = _addresses(exp_avgs), _addresses(exp_avg_sqs)
+        # Gradients that are written in place step after step keep their addresses.
+        self._grads_at: list[int | None] = []
+        self._grads = native.address_array([])
 
     def hold(self) -> bool:
         """True while every parameter is where it was."""
@@ -45,9 +48,12 @@ class Addresses:
     ) -> float:
         """One Adam step in place; returns the gradient norm before clipping."""
         kept = [None if g is None else native.contiguous(g) for g in grads]
+        at = [None if g is None else g.data_ptr() for g in kept]
+        if at != self._grads_at:
+            self._grads_at, self._grads = at, native.address_array(at)
         norm = native.lib().ls_adam(
             self._params,
-            native.address_array([None if g is None else g.data_ptr() for g in kept]),
+            self._grads,
             *self._moments,
             self._sizes,
             len(self.params),

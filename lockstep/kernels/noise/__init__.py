@@ -38,6 +38,23 @@ def noise_bits(seed: int, stream_N: Tensor, position_N: Tensor, num: int) -> Ten
     return torch.from_numpy(naive.bits(seed, stream_N.numpy(), position_N.numpy(), num).astype("int64"))
 
 
+def uniform_index(seed: int, stream: int, position: int, num: int, size: int) -> Tensor:
+    """`num` draws from 0..size-1, with replacement: int64 [num], a function of the arguments alone.
+
+    A uniform has 23 bits, too few for a million values: a second one fills the gaps.
+
+    Raises:
+        InputError: size below 1.
+    """
+    if size < 1:
+        raise InputError(f"size={size}; expected at least 1 value to draw from", field="size")
+    if not native.usable():
+        return torch.from_numpy(naive.uniform_index(seed, stream, position, num, size))
+    out = torch.empty(num, dtype=torch.int64)
+    native.lib().ls_uniform_index(seed & _SEED_MASK, stream, position, size, out.data_ptr(), num)
+    return out
+
+
 def _check(stream_N: Tensor, position_N: Tensor) -> None:
     for name, tensor in (("stream", stream_N), ("position", position_N)):
         if tensor.dtype is not torch.int64 or tensor.dim() != 1 or tensor.shape != stream_N.shape:

@@ -58,3 +58,11 @@ def normal(seed: int, stream_N: NDArray[np.int64], position_N: NDArray[np.int64]
     radius, angle = np.sqrt(-2.0 * np.log(u[:, 0::2])), 2.0 * np.pi * u[:, 1::2]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
     return pairs.reshape(len(u), -1)[:, :num].astype(np.float32)
+
+
+def uniform_index(seed: int, stream: int, position: int, num: int, size: int) -> NDArray[np.int64]:
+    """[num] draws from 0..size-1."""
+    row = uniform(seed, np.array([stream]), np.array([position]), 2 * num)
+    high, low = row.reshape(2, num).astype(np.float64)
+    index = ((high + (low - 0.5) * 2.0**-23) * size).astype(np.int64)
+    return np.minimum(index, size - 1, out=index)

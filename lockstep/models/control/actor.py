@@ -44,7 +44,6 @@ class Actor:
         self.starts = torch.ones(num_rows, dtype=torch.bool)
         self._plan = build_plan(policy, num_rows)
 
-    @torch.no_grad()
     def act(self, obs: Any, *, deterministic: bool = False) -> PolicyStep:
         """Decide for all rows and advance their state. Outputs may be views that the next call overwrites.
 
@@ -53,6 +52,10 @@ class Actor:
         """
         if self._plan is not None:
             return self._plan.act(obs, self.seed, self.streams, self.positions, deterministic)
+        return self._act_general(obs, deterministic)
+
+    @torch.no_grad()
+    def _act_general(self, obs: Any, deterministic: bool) -> PolicyStep:
         policy = self.policy
         noise = policy.noise(self.seed, self.streams, self.positions)
         step = policy.act(tree_map(as_tensor, obs), self.state, self.starts, noise, deterministic=deterministic)
@@ -62,7 +65,8 @@ class Actor:
     def advance(self, starts_N: np.ndarray, valid_N: np.ndarray | None = None) -> None:
         """After the environment stepped: which rows begin an episode, which rows' decision counted."""
         self.starts.numpy()[:] = starts_N
-        self.positions.numpy()[:] += 1 if valid_N is None else valid_N
+        positions_N = self.positions.numpy()
+        positions_N += 1 if valid_N is None else valid_N
 
     @torch.no_grad()
     def values(self, obs: Any, rows: Tensor | None = None, *, continues: bool = False) -> Tensor:

@@ -19,9 +19,10 @@ from lockstep.core.errors import ConfigError
 from lockstep.core.spaces import DiscreteSpace, Space
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env
-from lockstep.layers.linear import NoisyMLP
+from lockstep.layers.linear import MLP, NoisyMLP
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.heads import QValues, masked
+from lockstep.models.control.plan import net_of
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.preprocess import ACTION_MASK
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
@@ -127,6 +128,7 @@ def train(config: DQNConfig, session: Session) -> Result:
     collector = TransitionCollector(env, actor, replay, _exploration(config, policy, env.action_space, session))
     collector.begin(session.seed)
     session.begin(policy, {"collector": collector, "replay": replay, "target": target, "optimiser": optimiser})
+    learner = Learner(config, policy, target, optimiser, replay, seed=session.seed)
     pairs = list(target.parameters()), list(policy.parameters())
     while session.running:
         num_steps, episodes = collector.collect(config.replay.train_freq)
@@ -134,20 +136,61 @@ def train(config: DQNConfig, session: Session) -> Result:
         if num_updates:
             kernels.polyak(*pairs, 1.0 - (1.0 - config.tau) ** num_updates)
         keys = config.replay.gradient_keys(session, collector.num_steps, env.num_envs)
-        error_B, target_BZ = torch.zeros(1), torch.zeros(1)
-        for key, batch, next_params in _batches(config, replay, target, keys, session.progress):
-            _set_noise(config, policy, session.seed, 0, key)
-            target_BZ = bootstrap(config, policy, batch, next_params)
-            optimiser.zero_grad()
-            error_B = backpropagate(config, policy, batch, target_BZ)
-            optimiser.step(max_grad_norm=config.max_grad_norm)
-            if isinstance(replay, PrioritisedReplay):
-                replay.update(batch.index_B, error_B)
-        if isinstance(policy.actor, NoisyMLP):
-            policy.actor.set_noise(None)
-        session.advance(num_steps, {"error": error_B.mean(), "target_mean": target_BZ.mean()} if keys else {}, episodes)
+        session.advance(num_steps, learner.learn(keys, session.progress), episodes)
     env.close()
     return session.finish()
+
+
+class Learner:
+    """The gradient steps of a round. A plain dense Q-network takes each in one compiled call, others go through autograd;
+    both see the same batches."""
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        policy: Policy,
+        target: Policy,
+        optimiser: kernels.FusedAdam,
+        replay: ReplayBuffer | PrioritisedReplay,
+        *,
+        seed: int,
+    ) -> None:
+        self.config, self.policy, self.target, self.optimiser = config, policy, target, optimiser
+        self.replay, self.seed = replay, seed
+        self.fused = _fused(policy, target)
+
+    def learn(self, keys: range, progress: float) -> dict[str, Tensor | float]:
+        """One step for each key; metrics of the last."""
+        if not keys:
+            return {}
+        return self._autograd(keys, progress) if self.fused is None else self._compiled(self.fused, keys, progress)
+
+    def _compiled(self, gradients: kernels.QGradients, keys: range, progress: float) -> dict[str, Tensor | float]:
+        replay, config = self.replay, self.config
+        buffer = replay.buffer if isinstance(replay, PrioritisedReplay) else replay
+        error = target_mean = 0.0
+        for index_B, weight_B in _draws(config, replay, keys, progress):
+            rows, at_B = buffer.rows(index_B)
+            error_B, error, target_mean = gradients(rows, at_B, weight_B=weight_B, is_double=config.double)
+            self.optimiser.step(max_grad_norm=config.max_grad_norm)
+            if isinstance(replay, PrioritisedReplay):
+                replay.update(index_B, error_B)
+        return {"error": error, "target_mean": target_mean}
+
+    def _autograd(self, keys: range, progress: float) -> dict[str, Tensor | float]:
+        config, policy = self.config, self.policy
+        error_B, target_BZ = torch.zeros(1), torch.zeros(1)
+        for key, batch, next_params in _batches(config, self.replay, self.target, keys, progress):
+            _set_noise(config, policy, self.seed, 0, key)
+            target_BZ = bootstrap(config, policy, batch, next_params)
+            self.optimiser.zero_grad()
+            error_B = backpropagate(config, policy, batch, target_BZ)
+            self.optimiser.step(max_grad_norm=config.max_grad_norm)
+            if isinstance(self.replay, PrioritisedReplay):
+                self.replay.update(batch.index_B, error_B)
+        if isinstance(policy.actor, NoisyMLP):
+            policy.actor.set_noise(None)
+        return {"error": error_B.mean(), "target_mean": target_BZ.mean()}
 
 
 def bootstrap(config: DQNConfig, policy: Policy, batch: Batch, next_params: Tensor) -> Tensor:
@@ -209,6 +252,34 @@ def _batches(
         with torch.no_grad():
             next_params = target.actor(target.encoder(rows.next_features))
         yield from zip(part, rows.split(size), next_params.split(size), strict=True)
+
+
+def _draws(
+    config: DQNConfig, replay: ReplayBuffer | PrioritisedReplay, keys: range, progress: float
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(flat indices [B], importance weights [B]) of each gradient step: the rows of `_batches`."""
+    size = config.replay.batch_size
+    if isinstance(replay, PrioritisedReplay):
+        beta = linear(config.priority_beta, 1.0, progress)
+        for key in keys:
+            yield replay.draw(size, key, beta)
+        return
+    together = max(TARGET_ROWS // size, 1)
+    for start in range(0, len(keys), together):
+        part = keys[start : start + together]
+        for index_B in replay.draw(size * len(part), part[0]).split(size):
+            yield index_B, None
+
+
+def _fused(policy: Policy, target: Policy) -> kernels.QGradients | None:
+    """The compiled step for `policy`, or None where its network or its head needs autograd."""
+    if not (isinstance(policy.actor, MLP) and isinstance(target.actor, MLP) and policy.preprocess.features.plain):
+        return None
+    if not _q_head(policy).is_plain:
+        return None
+    if not all(p.requires_grad and p.is_cpu and p.dtype is torch.float32 for p in policy.parameters()):
+        return None
+    return kernels.QGradients(net_of(policy.actor), net_of(target.actor))
 
 
 def _exploration(config: DQNConfig, policy: Policy, space: Space, session: Session) -> UniformUntil:
