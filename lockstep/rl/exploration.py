@@ -56,28 +56,32 @@ class UniformsAhead:
         self.seed, self.num = seed, num
         self._streams_N: Tensor | None = None
         self._first_N = np.zeros(0, np.int64)
-        self._block_NKC = np.zeros((0, 0, num), np.float32)
+        self._first = 0
+        self._block_KNC = np.zeros((0, 0, num), np.float32)
 
     def __call__(self, streams_N: Tensor, positions_N: Tensor) -> np.ndarray:
         """[N, num] float32. `streams_N` must keep its values while it is the same tensor."""
-        if len(streams_N) > self.MAX_ROWS:
+        num_rows = streams_N.shape[0]
+        if num_rows > self.MAX_ROWS:
             return kernels.uniform(self.seed, streams_N, positions_N, self.num).numpy()
-        positions = positions_N.numpy()
         if streams_N is not self._streams_N:
-            return self._draw(streams_N, positions)
-        ahead_N = positions - self._first_N
-        low, high = (ahead_N[0], ahead_N[0]) if len(ahead_N) == 1 else (ahead_N.min(), ahead_N.max())
-        if low < 0 or high >= self.NUM_AHEAD:
-            return self._draw(streams_N, positions)
-        return self._block_NKC[:, low] if low == high else self._block_NKC[np.arange(len(ahead_N)), ahead_N]
+            return self._draw(streams_N, positions_N)
+        if num_rows == 1:
+            ahead = int(positions_N.item()) - self._first
+            return self._block_KNC[ahead] if 0 <= ahead < self.NUM_AHEAD else self._draw(streams_N, positions_N)
+        ahead_N = positions_N.numpy() - self._first_N
+        if ahead_N.min() < 0 or ahead_N.max() >= self.NUM_AHEAD:
+            return self._draw(streams_N, positions_N)
+        return self._block_KNC[ahead_N, np.arange(num_rows)]
 
-    def _draw(self, streams_N: Tensor, positions_N: np.ndarray) -> np.ndarray:
-        num_rows, num_ahead = len(streams_N), self.NUM_AHEAD
-        self._streams_N, self._first_N = streams_N, positions_N.copy()
-        positions = torch.from_numpy((self._first_N[:, None] + np.arange(num_ahead)).reshape(-1))
-        block = kernels.uniform(self.seed, streams_N.repeat_interleave(num_ahead), positions, self.num)
-        self._block_NKC = block.numpy().reshape(num_rows, num_ahead, self.num)
-        return self._block_NKC[:, 0]
+    def _draw(self, streams_N: Tensor, positions_N: Tensor) -> np.ndarray:
+        num_ahead = self.NUM_AHEAD
+        self._streams_N, self._first_N = streams_N, positions_N.numpy().copy()
+        self._first = int(self._first_N[0])
+        positions = torch.from_numpy((np.arange(num_ahead)[:, None] + self._first_N).reshape(-1))
+        block = kernels.uniform(self.seed, streams_N.repeat(num_ahead), positions, self.num)
+        self._block_KNC = block.numpy().reshape(num_ahead, -1, self.num)
+        return self._block_KNC[0]
 
 
 class PolicySamples(Exploration):
@@ -136,7 +140,10 @@ class EpsilonGreedy(Exploration):
 
     def choose(self, step: PolicyStep, streams_N: Tensor, positions_N: Tensor, num_steps: int) -> Tensor | None:
         uniform = self._uniforms(streams_N, positions_N)
-        explore_N = uniform[:, 0] < self.epsilon(num_steps)
+        epsilon = self.epsilon(num_steps)
+        if len(uniform) == 1 and not uniform[0, 0] < epsilon:
+            return None
+        explore_N = uniform[:, 0] < epsilon
         if not np.count_nonzero(explore_N):
             return None
         choice_N = _uniform_choice(torch.from_numpy(uniform[:, 1:]), _mask(step))

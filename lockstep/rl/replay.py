@@ -98,7 +98,7 @@ class ReplayBuffer:
         self.action: Tensor | None = None
         self._columns: list[np.ndarray] = []
         self._rows: kernels.TransitionRows | None = None
-        self._has_invalid = False
+        self._has_invalid = self._is_plain = False
 
     def __len__(self) -> int:
         """Rows times N that are filled, invalid ones included."""
@@ -118,7 +118,7 @@ class ReplayBuffer:
         if self.action is None:
             self._allocate(features, action)
         row = self.num_written % self.num_rows
-        plain = isinstance(features, Tensor | np.ndarray) and isinstance(next_features, Tensor | np.ndarray)
+        plain = self._is_plain
         leaves = [features, next_features] if plain else [*tree_leaves(features), *tree_leaves(next_features)]
         for column, leaf in zip(self._columns, (*leaves, action), strict=False):
             column[row] = leaf.numpy() if isinstance(leaf, Tensor) else leaf
@@ -227,6 +227,7 @@ class ReplayBuffer:
         columns = [*tree_leaves(self.features), *tree_leaves(self.next_features), self.action]
         columns += [self.reward, self.discount, self.terminated, self.ended, self.valid]
         self._columns = [column.numpy() for column in columns]
+        self._is_plain = isinstance(self.features, Tensor)
         if self.n_step == 1 and self.encode is None and isinstance(self.features, Tensor):
             parts = (self.features, self.action, self.reward, self.next_features, self.discount)
             self._rows = kernels.TransitionRows(*(part.flatten(0, 1) for part in parts))

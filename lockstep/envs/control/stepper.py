@@ -83,6 +83,7 @@ class Stepper:
         self.obs_space: Space = self._codec.space
         self.action_space: Space = action_space_of(env.single_action_space)
         self._action_shape = _batch_shape(self.action_space, self.num_envs)
+        self._takes_integers = not isinstance(self.action_space, BoxSpace)
         n = self.num_envs
         self._all_valid_N = np.ones(n, np.bool_)
         self._all_valid_N.flags.writeable = False
@@ -133,12 +134,12 @@ class Stepper:
         any_ended = np.count_nonzero(ended_N) > 0
         self.return_N += reward_N
         if self.mode is AutoresetMode.NEXT_STEP:
-            valid_N, starts_N = ~pending_N, pending_N
+            starts_N, any_starts = pending_N, np.count_nonzero(pending_N) > 0
+            valid_N = ~pending_N if any_starts else self._all_valid_N
             self.pending_N = ended_N
-            self.length_N += valid_N
         else:
-            valid_N, starts_N = self._all_valid_N, ended_N
-            self.length_N += 1
+            valid_N, starts_N, any_starts = self._all_valid_N, ended_N, any_ended
+        self.length_N += valid_N
         self._check_finite(next_obs, reward_N)
         episodes: list[EpisodeEnd] = []
         if any_ended:
@@ -146,7 +147,7 @@ class Stepper:
             if self.mode is not AutoresetMode.NEXT_STEP:
                 next_obs, obs = self._after_end(obs, infos, ended_N)
                 self._check_finite(next_obs, None)
-        if any_ended or self.mode is AutoresetMode.NEXT_STEP:
+        if any_starts:
             self.return_N[starts_N], self.length_N[starts_N] = 0.0, 0
             self.episode_N += starts_N
         self.restorer.on_step(actions, self.length_N)
@@ -287,7 +288,7 @@ class Stepper:
                 f"actions have shape {actions.shape}, expected {self._action_shape} for {self.action_space}",
                 field="actions",
             )
-        if not isinstance(self.action_space, BoxSpace) and actions.dtype.kind not in "iu":
+        if self._takes_integers and actions.dtype.kind not in "iu":
             raise InputError(f"actions have dtype {actions.dtype}, expected integers", field="actions")
         return self._write_action(actions)
 

@@ -73,7 +73,11 @@ class PolicyPlan:
         array = obs.numpy() if isinstance(obs, Tensor) else obs
         if array.shape != self._raw_shape:
             raise InputError(f"observation has shape {array.shape}; expected {self._raw_shape}", field="observation")
-        self._plan.run(array.reshape(self._obs_shape), seed, streams.numpy(), positions.numpy(), deterministic)
+        array = array.reshape(self._obs_shape)
+        if deterministic:  # the key of the noise is not read
+            self._plan.run(array, deterministic=True)
+        else:
+            self._plan.run(array, seed, streams.numpy(), positions.numpy())
         self._map()
         return self._step
 

@@ -267,8 +267,9 @@ def _draws(
     together = max(TARGET_ROWS // size, 1)
     for start in range(0, len(keys), together):
         part = keys[start : start + together]
-        for index_B in replay.draw(size * len(part), part[0]).split(size):
-            yield index_B, None
+        index = replay.draw(size * len(part), part[0])
+        for i in range(len(part)):
+            yield index[i * size : (i + 1) * size], None
 
 
 def _fused(policy: Policy, target: Policy) -> kernels.QGradients | None:
