@@ -59,9 +59,7 @@ def squashed_gaussian_sample(mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Ten
     return out
 
 
-def squashed_gaussian_head(
-    params_MP: Tensor, bounds: tuple[float, float], normal_MA: Tensor
-) -> tuple[Tensor, Tensor]:
+def squashed_gaussian_head(params_MP: Tensor, bounds: tuple[float, float], normal_MA: Tensor) -> tuple[Tensor, Tensor]:
     """`squashed_gaussian_sample` of a network's output: its columns are mean and log-std, which is clamped to `bounds`
     (its gradient is 0 outside), P = 2A.
 
