@@ -17,7 +17,7 @@ constexpr i64 K_BLOCK = 512;
 
 template <int MR, int NV, bool TRANSPOSED, bool PART>
 __attribute__((noinline)) void tile_f32(const float* a, i64 a_stride, const float* b, i64 b_stride, float* c,
-                                        i64 c_stride, i64 k, i64 last, Start start, const float* bias) {
+                                        i64 c_stride, i64 k, i64 last, Start start, const float* bias, bool relu) {
   vf acc[MR][NV];
 #pragma GCC unroll 8
   for (int j = 0; j < NV; j++) {
@@ -44,6 +44,12 @@ __attribute__((noinline)) void tile_f32(const float* a, i64 a_stride, const floa
       for (int j = 0; j < NV; j++) acc[i][j] = fma(x, row[j], acc[i][j]);
     }
   }
+  if (relu) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; j++) acc[i][j] = at_least(acc[i][j], splat(0.0f));
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8
@@ -55,7 +61,7 @@ __attribute__((noinline)) void tile_f32(const float* a, i64 a_stride, const floa
     }
 }
 
-typedef void (*TileF32)(const float*, i64, const float*, i64, float*, i64, i64, i64, Start, const float*);
+typedef void (*TileF32)(const float*, i64, const float*, i64, float*, i64, i64, i64, Start, const float*, bool);
 
 template <bool TRANSPOSED, bool PART>
 struct TilesF32 {
@@ -79,6 +85,7 @@ void gemm_f32(const Gemm& g) {
   for (i64 k0 = 0; k0 == 0 || k0 < g.k; k0 += K_BLOCK) {
     i64 kb = g.k - k0 < K_BLOCK ? g.k - k0 : K_BLOCK;
     Start start = k0 ? START_C : g.start;
+    const bool relu = g.relu && k0 + K_BLOCK >= g.k;
     for (i64 j = 0; j < g.n; j += panel) {
       i64 width = g.n - j < panel ? g.n - j : panel;
       i64 nv = (width + VLEN - 1) / VLEN, last = width - (nv - 1) * VLEN;
@@ -100,7 +107,7 @@ void gemm_f32(const Gemm& g) {
         i64 mr = g.m - i < MAX_MR ? g.m - i : MAX_MR;
         const float* a = g.a_transposed ? g.a + k0 * g.a_stride + i : g.a + i * g.a_stride + k0;
         table[mr - 1][nv - 1](a, g.a_stride, b, b_stride, g.c + i * g.c_stride + j, g.c_stride, kb, last, start,
-                              g.bias ? g.bias + j : nullptr);
+                              g.bias ? g.bias + j : nullptr, relu);
       }
     }
   }
@@ -164,7 +171,8 @@ ALWAYS_INLINE __mmask16 mask16(i64 n) { return (__mmask16)(n >= 16 ? 0xffff : (1
 
 template <int MR, int NV, bool TRANSPOSED>
 __attribute__((noinline)) void tile_pairs(const uint32_t* a, i64 a_stride, const uint32_t* b, i64 b_stride, float* c,
-                                          i64 c_stride, i64 k, i64 last, Start start, const float* bias) {
+                                          i64 c_stride, i64 k, i64 last, Start start, const float* bias,
+                                          bool relu) {
   __m512 acc[MR][NV];
   const __mmask16 part = mask16(last);
 #pragma GCC unroll 8
@@ -189,6 +197,12 @@ __attribute__((noinline)) void tile_pairs(const uint32_t* a, i64 a_stride, const
       for (int j = 0; j < NV; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)x, (__m512bh)row[j]);
     }
   }
+  if (relu) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; j++) acc[i][j] = (__m512)at_least((vf)acc[i][j], splat(0.0f));
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8
@@ -196,7 +210,7 @@ __attribute__((noinline)) void tile_pairs(const uint32_t* a, i64 a_stride, const
       _mm512_mask_storeu_ps(c + i * c_stride + j * 16, j == NV - 1 ? part : (__mmask16)0xffff, acc[i][j]);
 }
 
-typedef void (*TilePairs)(const uint32_t*, i64, const uint32_t*, i64, float*, i64, i64, i64, Start, const float*);
+typedef void (*TilePairs)(const uint32_t*, i64, const uint32_t*, i64, float*, i64, i64, i64, Start, const float*, bool);
 #define PAIR_ROW(mr, t) \
   { tile_pairs<mr, 1, t>, tile_pairs<mr, 2, t>, tile_pairs<mr, 3, t>, tile_pairs<mr, 4, t> }
 #define PAIR_TABLE(t) \
@@ -213,6 +227,7 @@ void gemm_pairs(const GemmPairs& g) {
   for (i64 k0 = 0; k0 == 0 || k0 < g.k; k0 += K_BLOCK) {
     i64 kb = g.k - k0 < K_BLOCK ? g.k - k0 : K_BLOCK;
     Start start = k0 ? START_C : g.start;
+    const bool relu = g.relu && k0 + K_BLOCK >= g.k;
     for (i64 j = 0; j < g.n; j += 64) {
       i64 width = g.n - j < 64 ? g.n - j : 64;
       i64 nv = (width + 15) / 16, last = width - (nv - 1) * 16;
@@ -221,7 +236,7 @@ void gemm_pairs(const GemmPairs& g) {
         const uint32_t* a = g.a_transposed ? g.a + k0 * g.a_stride + i : g.a + i * g.a_stride + k0;
         tiles_pairs[g.a_transposed][mr - 1][nv - 1](a, g.a_stride, g.b + k0 * g.b_stride + j, g.b_stride,
                                                     g.c + i * g.c_stride + j, g.c_stride, kb, last, start,
-                                                    g.bias ? g.bias + j : nullptr);
+                                                    g.bias ? g.bias + j : nullptr, relu);
       }
     }
   }

@@ -19,6 +19,7 @@ struct Gemm {
   i64 m, n, k;
   Start start;
   const float* bias;
+  bool relu = false;  // of the result, before it is stored
 };
 void gemm_f32(const Gemm& g);
 
@@ -35,6 +36,7 @@ struct GemmPairs {
   i64 m, n, k;
   Start start;
   const float* bias;
+  bool relu = false;
 };
 #if defined(__AVX512BF16__)
 #define HAVE_BF16_DOT 1

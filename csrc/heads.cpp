@@ -194,14 +194,15 @@ void ls_gaussian_sample(const float* mean, const float* log_std, int64_t stride,
 }
 
 // log N(n) - log_std - log(1 - tanh(u)^2), the last as 2 (log 2 - u - softplus(-2u)) (SAC, appendix C).
-void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride, const float* normal, float* actions,
-                        float* logprob, int64_t num_rows, int64_t num_actions) {
+void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride, float log_std_min, float log_std_max,
+                        const float* normal, float* actions, float* logprob, int64_t num_rows, int64_t num_actions) {
+  const vf lo = splat(log_std_min), hi = splat(log_std_max);
   over_rows(num_rows, [&](i64 r, i64 rows) {
     vf lp = splat(0.0f);
     i64 offset = r * num_actions;
     for (i64 a = 0; a < num_actions; a++) {
       vf n = normal ? load_column(normal + offset, num_actions, a, rows) : splat(0.0f);
-      vf ls = load_column(log_std + r * stride, stride, a, rows);
+      vf ls = at_most(at_least(load_column(log_std + r * stride, stride, a, rows), lo), hi);
       vf u = load_column(mean + r * stride, stride, a, rows) + vexp(ls) * n;
       vf action = at_most(at_least(vtanh(u), splat(-ALMOST_ONE)), splat(ALMOST_ONE));
       vf correction = splat(2.0f) * (splat(LOG_TWO) - u - vsoftplus(splat(-2.0f) * u));
@@ -212,9 +213,10 @@ void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride,
   });
 }
 
-void ls_squashed_backward(const float* log_std, const float* normal, const float* actions, const float* dactions,
-                          const float* dlogprob, float* dmean, float* dlog_std, int64_t num_rows,
-                          int64_t num_actions) {
+void ls_squashed_backward(const float* log_std, int64_t stride, float log_std_min, float log_std_max,
+                          const float* normal, const float* actions, const float* dactions, const float* dlogprob,
+                          float* dmean, float* dlog_std, int64_t num_rows, int64_t num_actions) {
+  const vf lo = splat(log_std_min), hi = splat(log_std_max);
   over_rows(num_rows, [&](i64 r, i64 rows) {
     vf dlp = dlogprob ? load_part(dlogprob + r, rows) : splat(0.0f);
     i64 offset = r * num_actions;
@@ -223,10 +225,11 @@ void ls_squashed_backward(const float* log_std, const float* normal, const float
       vf da = dactions ? load_column(dactions + offset, num_actions, a, rows) : splat(0.0f);
       // d action / du = 1 - tanh^2;  d logprob / du = 2 tanh(u)
       vf du = da * (splat(1.0f) - t * t) + dlp * (t + t);
-      vf scaled = vexp(load_column(log_std + offset, num_actions, a, rows)) *
-                  load_column(normal + offset, num_actions, a, rows);
-      store_column(dmean + offset, num_actions, a, rows, du);
-      store_column(dlog_std + offset, num_actions, a, rows, du * scaled - dlp);
+      vf ls = load_column(log_std + r * stride, stride, a, rows);
+      vf scaled = vexp(ls) * load_column(normal + offset, num_actions, a, rows);
+      store_column(dmean + r * stride, stride, a, rows, du);
+      store_column(dlog_std + r * stride, stride, a, rows,
+                   select((ls < lo) | (ls > hi), splat(0.0f), du * scaled - dlp));
     }
   });
 }

@@ -62,12 +62,15 @@ LS_API void ls_gaussian_backward(const float* mean, const float* log_std, int64_
                                  int64_t num_rows, int64_t num_actions);
 LS_API void ls_gaussian_sample(const float* mean, const float* log_std, int64_t log_std_stride, const float* normal,
                                float* actions, float* logprob, int64_t num_rows, int64_t num_actions);
-// tanh-squashed; mean and log_std are [M][stride] each. normal null takes tanh(mean).
-LS_API void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride, const float* normal,
-                               float* actions, float* logprob, int64_t num_rows, int64_t num_actions);
-LS_API void ls_squashed_backward(const float* log_std, const float* normal, const float* actions,
-                                 const float* dactions, const float* dlogprob, float* dmean, float* dlog_std,
-                                 int64_t num_rows, int64_t num_actions);
+// tanh-squashed; mean, log_std and their gradients are [M][stride] each. log_std is clamped to its bounds, outside of
+// which its gradient is 0. normal null takes tanh(mean).
+LS_API void ls_squashed_sample(const float* mean, const float* log_std, int64_t stride, float log_std_min,
+                               float log_std_max, const float* normal, float* actions, float* logprob,
+                               int64_t num_rows, int64_t num_actions);
+LS_API void ls_squashed_backward(const float* log_std, int64_t stride, float log_std_min, float log_std_max,
+                                 const float* normal, const float* actions, const float* dactions,
+                                 const float* dlogprob, float* dmean, float* dlog_std, int64_t num_rows,
+                                 int64_t num_actions);
 
 // Recurrent cells. pre [M][4H] holds the gates i, f, g, o; in and re [M][3H] hold r, z, n, and
 // n = tanh(in_n + sigmoid(r) re_n). Gradients that are null on the way in are zero.

@@ -162,28 +162,35 @@ Operand prepare_weight(const LsMlp* mlp, const float* w, i64 k, i64 n, char* mem
 }
 
 void layer_forward(const LsMlp* mlp, const float* x, i64 rows, i64 k, i64 n, const Operand& w, const float* bias,
-                   float* z) {
+                   float* z, bool relu) {
   Start start = bias ? START_BIAS : START_ZERO;
   if (mlp->dtype == LS_BF16) {
 #if HAVE_BF16_DOT
     i64 stride = round_up((k + 1) / 2, 8);
     uint32_t* a = (uint32_t*)scratch(SCRATCH_PACK_A, rows * stride * 4);
     pack_pairs_along_row(x, rows, k, k, a, stride);
-    return gemm_pairs({a, stride, false, w.pairs, w.pair_stride, z, n, rows, n, (k + 1) / 2, start, bias});
+    return gemm_pairs({a, stride, false, w.pairs, w.pair_stride, z, n, rows, n, (k + 1) / 2, start, bias, relu});
 #else
     float* a = (float*)scratch(SCRATCH_PACK_A, rows * k * 4);
     round_to_bf16(x, a, rows * k);
-    return gemm_f32({a, k, false, w.f32, w.stride, z, n, rows, n, k, start, bias});
+    return gemm_f32({a, k, false, w.f32, w.stride, z, n, rows, n, k, start, bias, relu});
 #endif
   }
-  gemm_f32({x, k, false, w.f32, w.stride, z, n, rows, n, k, start, bias});
+  gemm_f32({x, k, false, w.f32, w.stride, z, n, rows, n, k, start, bias, relu});
 }
 
-i64 rows_per_task(i64 rows, i64 flops) {
-  int threads = flops < PARALLEL_FLOPS ? 1 : pool_threads();
+// Threads that a call of this many operations is worth.
+i64 threads_for(i64 flops) { return flops < PARALLEL_FLOPS ? 1 : pool_threads(); }
+// About two tasks for each thread, `groups` of which share the same rows.
+i64 rows_per_task(i64 rows, i64 groups, i64 threads) {
   if (threads == 1) return CHUNK;
-  i64 chunk = round_up((rows + 2 * threads - 1) / (2 * threads), 6);
+  i64 chunk = round_up((rows * groups + 2 * threads - 1) / (2 * threads), 6);
   return chunk < CHUNK ? chunk : CHUNK;
+}
+template <typename F>
+void share(i64 threads, i64 num_tasks, F&& body) {
+  if (threads > 1) return parallel_for(num_tasks, [&](i64 i) { body(i); });
+  for (i64 i = 0; i < num_tasks; i++) body(i);
 }
 i64 flops_per_row(const LsMlp* mlp) {
   i64 total = 0;
@@ -201,14 +208,17 @@ void ls_mlp_forward(const LsMlp* mlp, const float* x, float* y, float* saved, in
   Operand stack_operands[16];
   Operand* operands = members * layers <= 16 ? stack_operands
                                              : (Operand*)scratch(SCRATCH_PLAN, members * layers * (i64)sizeof(Operand));
-  for (i64 e = 0; e < members; e++)
+  const i64 threads = threads_for(flops_per_row(mlp) * rows);
+  share(bytes ? threads : 1, members, [&](i64 e) {
+    char* at = packed + e * bytes;
     for (i64 l = 0; l < layers; l++) {
       i64 k = mlp->sizes[l], n = mlp->sizes[l + 1];
-      operands[e * layers + l] = prepare_weight(mlp, mlp->weights[l] + e * k * n, k, n, packed);
-      packed += operand_bytes(mlp, k, n);
+      operands[e * layers + l] = prepare_weight(mlp, mlp->weights[l] + e * k * n, k, n, at);
+      at += operand_bytes(mlp, k, n);
     }
-  const i64 chunk = rows_per_task(rows, flops_per_row(mlp) * rows), num_chunks = (rows + chunk - 1) / chunk;
-  parallel_for(members * num_chunks, [&](i64 task) {
+  });
+  const i64 chunk = rows_per_task(rows, members, threads), num_chunks = (rows + chunk - 1) / chunk;
+  share(threads, members * num_chunks, [&](i64 task) {
     i64 e = task / num_chunks, r0 = task % num_chunks * chunk, num = rows - r0 < chunk ? rows - r0 : chunk;
     const float* in = x + ((x_per_member ? e * rows : 0) + r0) * mlp->sizes[0];
     for (i64 l = 0; l < layers; l++) {
@@ -221,8 +231,9 @@ void ls_mlp_forward(const LsMlp* mlp, const float* x, float* y, float* saved, in
       }
       if (l == layers - 1) out = y + offset;
       if (!out) out = (float*)scratch(l % 2 ? SCRATCH_ACT_1 : SCRATCH_ACT_0, num * width * (i64)sizeof(float));
-      layer_forward(mlp, in, num, k, n, operands[e * layers + l], bias_of(mlp, l, e), pre ? pre : out);
-      activate(activation_of(mlp, l), pre ? pre : out, out, num * n);
+      const int32_t kind = activation_of(mlp, l);
+      layer_forward(mlp, in, num, k, n, operands[e * layers + l], bias_of(mlp, l, e), pre ? pre : out, kind == LS_RELU);
+      if (kind != LS_RELU) activate(kind, pre ? pre : out, out, num * n);
       in = out;
     }
   });
@@ -230,29 +241,21 @@ void ls_mlp_forward(const LsMlp* mlp, const float* x, float* y, float* saved, in
 
 namespace {
 
-// Splits a product's output columns into panels for the pool.
-template <typename F>
-void over_panels(i64 n, i64 flops, F&& body) {
-  i64 panels = flops < PARALLEL_FLOPS || pool_threads() == 1 ? 1 : (n + 63) / 64;
-  i64 width = panels == 1 ? n : 64;
-  parallel_for(panels, [&](i64 p) { body(p * width, n - p * width < width ? n - p * width : width); });
-}
-
-// sums [n] += column sums of dz. Four vectors of columns at a time: one alone would wait for its own additions.
-void bias_gradient(const float* dz, i64 rows, i64 n, float* sums, bool first) {
+// sums [num] += column sums of dz. Four vectors of columns at a time: one alone would wait for its own additions.
+void bias_gradient(const float* dz, i64 rows, i64 stride, i64 num, float* sums, bool first) {
   constexpr i64 WIDE = 4 * VLEN;
   i64 j = 0;
-  for (; j + WIDE <= n; j += WIDE) {
+  for (; j + WIDE <= num; j += WIDE) {
     vf sum[4];
     for (int v = 0; v < 4; v++) sum[v] = first ? splat(0.0f) : load(sums + j + v * VLEN);
     for (i64 r = 0; r < rows; r++)
-      for (int v = 0; v < 4; v++) sum[v] = sum[v] + load(dz + r * n + j + v * VLEN);
+      for (int v = 0; v < 4; v++) sum[v] = sum[v] + load(dz + r * stride + j + v * VLEN);
     for (int v = 0; v < 4; v++) store(sums + j + v * VLEN, sum[v]);
   }
-  for (; j < n; j += VLEN) {
-    i64 w = n - j < VLEN ? n - j : VLEN;
+  for (; j < num; j += VLEN) {
+    i64 w = num - j < VLEN ? num - j : VLEN;
     vf sum = first ? splat(0.0f) : get(sums + j, 0, w);
-    for (i64 r = 0; r < rows; r++) sum = sum + get(dz + r * n, j, w);
+    for (i64 r = 0; r < rows; r++) sum = sum + get(dz + r * stride, j, w);
     store_part(sums + j, sum, w);
   }
 }
@@ -265,34 +268,44 @@ void narrow_weight_gradient(const float* x, const float* dz, i64 rows, i64 k, i6
   transpose(turned, n, k, k, dw, n);
 }
 
-// dw += x^T dz over `rows` rows, and db += column sums of dz.
-void weight_gradient(const LsMlp* mlp, const float* x, const float* dz, i64 rows, i64 k, i64 n, float* dw, float* db,
-                     bool first) {
-  Start start = first ? START_ZERO : START_C;
-  if (db) bias_gradient(dz, rows, n, db, first);
-  if (mlp->dtype == LS_FP32 && n <= VLEN / 2 && k > 2 * n) return narrow_weight_gradient(x, dz, rows, k, n, dw, first);
-  const float *a = x, *b = dz;
+// What dw += x^T dz reads of one layer of one member, rows [0, rows) of a chunk.
+struct WeightTask {
+  const float *x, *dz;
+  uint32_t *x_pairs, *dz_pairs;  // bf16: pairs of rows; or both rounded to bf16 where there is no such product
+  i64 k, n;
+};
+i64 pairs_bytes(i64 rows, i64 cols) { return round_up((rows + 1) / 2 * 2 * round_up(cols, 16) * 4, 64); }
+
+// The bf16 form of rows [r0, r0 + num) of both operands; r0 is even.
+void prepare_rows(const WeightTask& t, i64 r0, i64 num) {
+#if HAVE_BF16_DOT
+  const i64 ks = round_up(t.k, 16), ns = round_up(t.n, 16);
+  pack_pairs_along_column(t.x + r0 * t.k, num, t.k, t.k, t.x_pairs + r0 / 2 * ks, ks);
+  pack_pairs_along_column(t.dz + r0 * t.n, num, t.n, t.n, t.dz_pairs + r0 / 2 * ns, ns);
+#else
+  round_to_bf16(t.x + r0 * t.k, (float*)t.x_pairs + r0 * t.k, num * t.k);
+  round_to_bf16(t.dz + r0 * t.n, (float*)t.dz_pairs + r0 * t.n, num * t.n);
+#endif
+}
+
+// Columns [j, j + w) of dw += x^T dz and of db += column sums of dz.
+void weight_gradient(const LsMlp* mlp, const WeightTask& t, i64 rows, i64 j, i64 w, float* dw, float* db, bool first) {
+  const i64 k = t.k, n = t.n;
+  const Start start = first ? START_ZERO : START_C;
+  if (db) bias_gradient(t.dz + j, rows, n, w, db + j, first);
+  if (mlp->dtype == LS_FP32 && n <= VLEN / 2 && k > 2 * n)
+    return narrow_weight_gradient(t.x, t.dz, rows, k, n, dw, first);
+  const float *a = t.x, *b = t.dz;
   if (mlp->dtype == LS_BF16) {
 #if HAVE_BF16_DOT
-    i64 pairs = (rows + 1) / 2, ka = round_up(k, 16), nb = round_up(n, 16);
-    uint32_t* pa = (uint32_t*)scratch(SCRATCH_PACK_A, pairs * ka * 4);
-    uint32_t* pb = (uint32_t*)scratch(SCRATCH_PACK_B, pairs * nb * 4);
-    pack_pairs_along_column(x, rows, k, k, pa, ka);
-    pack_pairs_along_column(dz, rows, n, n, pb, nb);
-    return over_panels(n, 2 * rows * k * n, [&](i64 j, i64 w) {
-      gemm_pairs({pa, ka, true, pb + j, nb, dw + j, n, k, w, pairs, start, nullptr});
-    });
+    const i64 ks = round_up(k, 16), ns = round_up(n, 16);
+    return gemm_pairs({t.x_pairs, ks, true, t.dz_pairs + j, ns, dw + j, n, k, w, (rows + 1) / 2, start, nullptr});
 #else
-    float* ra = (float*)scratch(SCRATCH_PACK_A, rows * (k + n) * 4);
-    round_to_bf16(x, ra, rows * k);
-    round_to_bf16(dz, ra + rows * k, rows * n);
-    a = ra;
-    b = ra + rows * k;
+    a = (const float*)t.x_pairs;
+    b = (const float*)t.dz_pairs;
 #endif
   }
-  over_panels(n, 2 * rows * k * n, [&](i64 j, i64 w) {
-    gemm_f32({a, k, true, b + j, n, dw + j, n, k, w, rows, start, nullptr});
-  });
+  gemm_f32({a, k, true, b + j, n, dw + j, n, k, w, rows, start, nullptr});
 }
 
 // W^T ready to be the right-hand operand of dx = dz W^T; [n][k].
@@ -320,76 +333,147 @@ Operand prepare_transposed(const LsMlp* mlp, const float* w, i64 k, i64 n, char*
 void input_gradient(const LsMlp* mlp, const float* dz, i64 rows, i64 k, i64 n, const Operand& w, float* dx,
                     bool first) {
   Start start = first ? START_ZERO : START_C;
-  i64 chunk = rows_per_task(rows, 2 * rows * k * n), num_chunks = (rows + chunk - 1) / chunk;
-  parallel_for(num_chunks, [&](i64 task) {
-    i64 r0 = task * chunk, num = rows - r0 < chunk ? rows - r0 : chunk;
-    const float* a = dz + r0 * n;
-    if (mlp->dtype == LS_BF16) {
+  if (mlp->dtype == LS_BF16) {
 #if HAVE_BF16_DOT
-      i64 stride = round_up((n + 1) / 2, 8);
-      uint32_t* pa = (uint32_t*)scratch(SCRATCH_PACK_A, num * stride * 4);
-      pack_pairs_along_row(a, num, n, n, pa, stride);
-      gemm_pairs({pa, stride, false, w.pairs, w.pair_stride, dx + r0 * k, k, num, k, (n + 1) / 2, start, nullptr});
-      return;
+    i64 stride = round_up((n + 1) / 2, 8);
+    uint32_t* a = (uint32_t*)scratch(SCRATCH_PACK_A, rows * stride * 4);
+    pack_pairs_along_row(dz, rows, n, n, a, stride);
+    return gemm_pairs({a, stride, false, w.pairs, w.pair_stride, dx, k, rows, k, (n + 1) / 2, start, nullptr});
 #else
-      float* ra = (float*)scratch(SCRATCH_PACK_A, num * n * 4);
-      round_to_bf16(a, ra, num * n);
-      a = ra;
+    float* a = (float*)scratch(SCRATCH_PACK_A, rows * n * 4);
+    round_to_bf16(dz, a, rows * n);
+    dz = a;
 #endif
-    }
-    gemm_f32({a, n, false, w.f32, w.stride, dx + r0 * k, k, num, k, n, start, nullptr});
-  });
+  }
+  gemm_f32({dz, n, false, w.f32, w.stride, dx, k, rows, k, n, start, nullptr});
 }
+
+constexpr i64 PANEL = 64;  // columns of a weight gradient that one task computes
+
+// A backward pass over a chunk of rows of some members: first the deltas of all layers, by rows; then the weight
+// gradients, by columns.
+struct Backward {
+  const LsMlp* mlp;
+  const float *x, *y, *saved, *dy;
+  float* dx;
+  float* const* dweights;
+  float* const* dbiases;
+  i64 rows;
+  bool x_per_member;
+  Operand* transposed;  // [members][layers]
+  WeightTask* tasks;    // [members][layers], filled for the members at work
+
+  // Where the chunk's deltas lie; called once for each member and chunk.
+  char* place(i64 e, i64 r0, i64 num, char* at) {
+    const i64 layers = mlp->num_layers;
+    for (i64 l = 0; l < layers; l++) {
+      const i64 k = mlp->sizes[l], n = mlp->sizes[l + 1];
+      WeightTask& t = tasks[e * layers + l];
+      t.k = k;
+      t.n = n;
+      t.x = l == 0 ? x + ((x_per_member ? e * rows : 0) + r0) * k
+                   : saved_blocks(mlp, (float*)saved, l - 1, rows).y + (e * rows + r0) * k;
+      if (l == layers - 1 && mlp->output_activation == LS_NONE) {
+        t.dz = dy + (e * rows + r0) * n;
+      } else {
+        t.dz = (float*)at;
+        at += round_up(num * n * 4, 64);
+      }
+      if (mlp->dtype == LS_BF16 && dweights) {
+        t.x_pairs = (uint32_t*)at;
+        t.dz_pairs = (uint32_t*)(at + pairs_bytes(num, k));
+        at += pairs_bytes(num, k) + pairs_bytes(num, n);
+      }
+    }
+    return at;
+  }
+  i64 place_bytes(i64 num) {
+    i64 bytes = 0;
+    for (i64 l = 0; l < mlp->num_layers; l++) {
+      const i64 k = mlp->sizes[l], n = mlp->sizes[l + 1];
+      bytes += round_up(num * n * 4, 64);
+      if (mlp->dtype == LS_BF16 && dweights) bytes += pairs_bytes(num, k) + pairs_bytes(num, n);
+    }
+    return bytes;
+  }
+
+  // Rows [b, b + num) of the chunk that starts at row r0.
+  void deltas(i64 e, i64 r0, i64 b, i64 num) {
+    const i64 layers = mlp->num_layers;
+    for (i64 l = layers - 1; l >= 0; l--) {
+      const WeightTask& t = tasks[e * layers + l];
+      const i64 k = t.k, n = t.n, offset = (e * rows + r0 + b) * n;
+      const SavedBlocks here = saved_blocks(mlp, (float*)saved, l, rows);
+      const bool top = l == layers - 1;
+      float* dz = (float*)t.dz + b * n;
+      if (activation_of(mlp, l) != LS_NONE)
+        activate_backward(activation_of(mlp, l), (top ? y : here.y) + offset, here.z ? here.z + offset : nullptr,
+                          top ? dy + offset : dz, dz, num * n);
+      if (mlp->dtype == LS_BF16 && dweights) prepare_rows(t, b, num);
+      if (l > 0)
+        input_gradient(mlp, dz, num, k, n, transposed[e * layers + l], (float*)tasks[e * layers + l - 1].dz + b * k,
+                       true);
+      else if (dx)
+        input_gradient(mlp, dz, num, k, n, transposed[e * layers], dx + ((x_per_member ? e * rows : 0) + r0 + b) * k,
+                       x_per_member || e == 0);
+    }
+  }
+
+  i64 panels(i64 l) { return (mlp->sizes[l + 1] + PANEL - 1) / PANEL; }
+  i64 total_panels() {
+    i64 total = 0;
+    for (i64 l = 0; l < mlp->num_layers; l++) total += panels(l);
+    return total;
+  }
+  void weights(i64 e, i64 panel, i64 num, bool first) {
+    i64 l = mlp->num_layers - 1;
+    for (; panel >= panels(l); l--) panel -= panels(l);
+    const WeightTask& t = tasks[e * mlp->num_layers + l];
+    const i64 j = panel * PANEL, w = t.n - j < PANEL ? t.n - j : PANEL;
+    weight_gradient(mlp, t, num, j, w, dweights[l] + e * t.k * t.n,
+                    dbiases && dbiases[l] ? dbiases[l] + e * t.n : nullptr, first);
+  }
+};
 
 }  // namespace
 
 void ls_mlp_backward(const LsMlp* mlp, const float* x, const float* y, const float* saved, const float* dy, float* dx,
                      float* const* dweights, float* const* dbiases, int64_t rows, int32_t x_per_member) {
-  const i64 members = members_of(mlp), layers = mlp->num_layers, width = widest(mlp);
-  // Larger chunks when threads share a chunk; the result is the same.
-  const i64 chunk = CHUNK * (pool_threads() > 1 ? pool_threads() * 2 : 2);
+  const i64 members = members_of(mlp), layers = mlp->num_layers;
+  const i64 threads = threads_for(2 * flops_per_row(mlp) * rows);
+  const i64 chunk = 2 * CHUNK * threads;
   i64 bytes = 0;
   for (i64 l = 0; l < layers; l++) bytes += round_up(transposed_bytes(mlp->sizes[l], mlp->sizes[l + 1]), 64);
-  char* memory = (char*)scratch(SCRATCH_WEIGHTS, bytes);
-  for (i64 e = 0; e < members; e++) {
-    Operand transposed[64];
-    char* at = memory;
-    for (i64 l = dx ? 0 : 1; l < layers; l++) {
-      i64 k = mlp->sizes[l], n = mlp->sizes[l + 1];
-      transposed[l] = prepare_transposed(mlp, mlp->weights[l] + e * k * n, k, n, at);
-      at += round_up(transposed_bytes(k, n), 64);
-    }
+  char* weights_memory = (char*)scratch(SCRATCH_WEIGHTS, bytes * members);
+  const i64 table = round_up(members * layers * (i64)sizeof(Operand), 64);
+  char* tables = (char*)scratch(SCRATCH_PLAN, table + members * layers * (i64)sizeof(WeightTask));
+  Backward pass = {mlp,  x,    y,           saved,           dy, dx, dweights, dbiases, rows, x_per_member != 0,
+                   (Operand*)tables, (WeightTask*)(tables + table)};
+  share(threads, members * layers, [&](i64 task) {
+    const i64 e = task / layers, l = task % layers, k = mlp->sizes[l], n = mlp->sizes[l + 1];
+    if (l == 0 && !dx) return;
+    char* at = weights_memory + e * bytes;
+    for (i64 i = 0; i < l; i++) at += round_up(transposed_bytes(mlp->sizes[i], mlp->sizes[i + 1]), 64);
+    pass.transposed[task] = prepare_transposed(mlp, mlp->weights[l] + e * k * n, k, n, at);
+  });
+  // One thread takes a member at a time, which stays in its cache; several share out all members at once.
+  const i64 group = threads == 1 ? 1 : members;
+  // Members that add to one dx do so in order, which is up to the task of their rows.
+  const bool in_order = dx && !x_per_member;
+  for (i64 e0 = 0; e0 < members; e0 += group)
     for (i64 r0 = 0; r0 < rows; r0 += chunk) {
-      i64 num = rows - r0 < chunk ? rows - r0 : chunk;
-      float* dz = (float*)scratch(SCRATCH_ACT_0, num * width * (i64)sizeof(float));
-      float* next = (float*)scratch(SCRATCH_ACT_1, num * width * (i64)sizeof(float));
-      const float* grad = dy + (e * rows + r0) * mlp->sizes[layers];
-      for (i64 l = layers - 1; l >= 0; l--) {
-        i64 k = mlp->sizes[l], n = mlp->sizes[l + 1], offset = (e * rows + r0) * n;
-        SavedBlocks here = saved_blocks(mlp, (float*)saved, l, rows);
-        const float* out = (l == layers - 1 ? y : here.y) + offset;
-        const float* input = l == 0 ? x + ((x_per_member ? e * rows : 0) + r0) * k
-                                    : saved_blocks(mlp, (float*)saved, l - 1, rows).y + (e * rows + r0) * k;
-        const float* delta = grad;
-        if (activation_of(mlp, l) != LS_NONE) {
-          activate_backward(activation_of(mlp, l), out, here.z ? here.z + offset : nullptr, grad, dz, num * n);
-          delta = dz;
-        }
-        if (dweights)
-          weight_gradient(mlp, input, delta, num, k, n, dweights[l] + e * k * n,
-                          dbiases && dbiases[l] ? dbiases[l] + e * n : nullptr, r0 == 0);
-        if (l > 0) {
-          input_gradient(mlp, delta, num, k, n, transposed[l], next, true);
-          float* swap = dz;
-          dz = next;
-          next = swap;
-          grad = dz;
-        } else if (dx) {
-          bool shared = !x_per_member;
-          input_gradient(mlp, delta, num, k, n, transposed[0], dx + ((shared ? 0 : e * rows) + r0) * k,
-                         !shared || e == 0);
-        }
-      }
+      const i64 num = rows - r0 < chunk ? rows - r0 : chunk;
+      const i64 block = rows_per_task(num, in_order ? 1 : group, threads), blocks = (num + block - 1) / block;
+      char* at = (char*)scratch(SCRATCH_ACT_0, group * pass.place_bytes(num));
+      for (i64 e = e0; e < e0 + group; e++) at = pass.place(e, r0, num, at);
+      share(threads, in_order ? blocks : blocks * group, [&](i64 task) {
+        const i64 b = task % blocks * block, size = num - b < block ? num - b : block;
+        if (!in_order) return pass.deltas(e0 + task / blocks, r0, b, size);
+        for (i64 e = e0; e < e0 + group; e++) pass.deltas(e, r0, b, size);
+      });
+      const i64 panels = pass.total_panels();
+      if (dweights)
+        share(threads, panels * group,
+              [&](i64 task) { pass.weights(e0 + task / panels, task % panels, num, r0 == 0); });
     }
-  }
 }

@@ -17,18 +17,6 @@ void normalise(const LsPlan* plan, const float* obs, float* out) {
     }
 }
 
-// Columns [0, A) to `mean`, [A, 2A) clamped to `log_std`.
-void split_head(const LsPlan* plan, float* mean, float* log_std) {
-  const i64 num = plan->num_actions;
-  for (i64 r = 0; r < plan->num_rows; r++)
-    for (i64 a = 0; a < num; a++) {
-      float x = plan->head_input[r * 2 * num + num + a];
-      x = x < plan->log_std_min ? plan->log_std_min : x;
-      log_std[r * num + a] = x > plan->log_std_max ? plan->log_std_max : x;
-      mean[r * num + a] = plan->head_input[r * 2 * num + a];
-    }
-}
-
 void choose(const LsPlan* plan, const float* uniform) {
   const i64 num = plan->num_actions;
   for (i64 r = 0; r < plan->num_rows; r++) {
@@ -51,11 +39,9 @@ void act(const LsPlan* plan, const float* noise) {
                                    plan->num_blocks);
     case LS_HEAD_GAUSSIAN:
       return ls_gaussian_sample(plan->head_input, plan->log_std, 0, noise, plan->actions, plan->logprob, rows, num);
-    case LS_HEAD_SQUASHED: {
-      float* mean = (float*)scratch(SCRATCH_ACT_0, 2 * rows * num * (i64)sizeof(float));
-      split_head(plan, mean, mean + rows * num);
-      return ls_squashed_sample(mean, mean + rows * num, num, noise, plan->actions, plan->logprob, rows, num);
-    }
+    case LS_HEAD_SQUASHED:
+      return ls_squashed_sample(plan->head_input, plan->head_input + num, 2 * num, plan->log_std_min, plan->log_std_max,
+                                noise, plan->actions, plan->logprob, rows, num);
     case LS_HEAD_TANH:
       memcpy(plan->actions, plan->head_input, (size_t)(rows * num) * sizeof(float));
       return;

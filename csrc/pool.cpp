@@ -1,15 +1,19 @@
-// Main thread: publishes a job, runs tasks, waits until every worker has left the job.
-// Workers: spin for a new job number for some microseconds, then sleep on a condition variable; woken by pool_run.
+// Main thread: publishes a job, runs tasks, waits until every task is done; a worker that never came is not waited for,
+// so that a processor which is busy with something else costs its share and no more.
+// Workers: spin for a new job for some microseconds, offer the processor for some more, then sleep on a condition
+// variable; woken by pool_run.
 // End: workers are daemons of the process; a fork leaves none in the child, which starts its own at its first job.
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 
 namespace {
 
 constexpr int MAX_THREADS = 64;
-constexpr int SPINS = 4000;
+constexpr int SPINS = 3000;    // about 40 microseconds
+constexpr int OFFERS = 300;    // calls of sched_yield before sleep, each at least half a microsecond
 
 struct Pool {
   pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER;  // held by the caller whose job is running
@@ -17,14 +21,15 @@ struct Pool {
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
   int num_threads = 1;   // wanted, the caller included
   int num_workers = 0;   // started
-  uint64_t job = 0;      // incremented per job
+  // Job number in the upper half, tasks that nobody has taken yet in the lower. A task is taken by a compare-exchange of
+  // both: it succeeds only while the job that `fn` was read for still has tasks left, and only then is `fn` its own.
+  uint64_t claim = 0;
   int sleepers = 0;
   TaskFn fn = nullptr;
   void* context = nullptr;
   int64_t num_tasks = 0;
-  int64_t next_task = 0;
+  int64_t done = 0;
   int active_limit = 0;  // workers with an index below it take part
-  int busy = 0;          // workers that have not left the job yet
 };
 
 Pool pool;
@@ -39,42 +44,45 @@ inline void relax() {
 void work() {
   bool before = inside_job;
   inside_job = true;
-  TaskFn fn = pool.fn;
-  void* context = pool.context;
-  int64_t num_tasks = pool.num_tasks;
-  for (;;) {
-    int64_t task = __atomic_fetch_add(&pool.next_task, 1, __ATOMIC_RELAXED);
-    if (task >= num_tasks) break;
+  uint64_t seen = __atomic_load_n(&pool.claim, __ATOMIC_ACQUIRE);
+  while ((uint32_t)seen != 0) {
+    TaskFn fn = __atomic_load_n(&pool.fn, __ATOMIC_RELAXED);
+    void* context = __atomic_load_n(&pool.context, __ATOMIC_RELAXED);
+    int64_t task = __atomic_load_n(&pool.num_tasks, __ATOMIC_RELAXED) - (int64_t)(uint32_t)seen;
+    if (!__atomic_compare_exchange_n(&pool.claim, &seen, seen - 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) continue;
     fn(context, task);
+    __atomic_fetch_add(&pool.done, 1, __ATOMIC_RELEASE);
+    seen = __atomic_load_n(&pool.claim, __ATOMIC_ACQUIRE);
   }
   inside_job = before;
 }
 
+inline uint32_t current_job() { return (uint32_t)(__atomic_load_n(&pool.claim, __ATOMIC_ACQUIRE) >> 32); }
+
 struct WorkerArgs {
   int index;
-  uint64_t seen;
+  uint32_t seen;
 };
 
 void* worker_main(void* raw) {
   WorkerArgs args = *(WorkerArgs*)raw;
   free(raw);
-  uint64_t seen = args.seen;
+  uint32_t seen = args.seen;
   for (;;) {
-    int spins = 0;
-    while (__atomic_load_n(&pool.job, __ATOMIC_ACQUIRE) == seen && spins < SPINS) {
-      relax();
-      spins++;
-    }
-    if (__atomic_load_n(&pool.job, __ATOMIC_ACQUIRE) == seen) {
+    for (int waits = 0; current_job() == seen && waits < SPINS + OFFERS; waits++)
+      if (waits < SPINS)
+        relax();
+      else
+        sched_yield();
+    if (current_job() == seen) {
       pthread_mutex_lock(&pool.lock);
       pool.sleepers++;
-      while (__atomic_load_n(&pool.job, __ATOMIC_ACQUIRE) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+      while (current_job() == seen) pthread_cond_wait(&pool.wake, &pool.lock);
       pool.sleepers--;
       pthread_mutex_unlock(&pool.lock);
     }
-    seen = __atomic_load_n(&pool.job, __ATOMIC_ACQUIRE);
-    if (args.index < pool.active_limit) work();
-    __atomic_fetch_sub(&pool.busy, 1, __ATOMIC_RELEASE);
+    seen = current_job();
+    if (args.index < __atomic_load_n(&pool.active_limit, __ATOMIC_RELAXED)) work();
   }
   return nullptr;
 }
@@ -95,7 +103,7 @@ void ensure_workers() {
   while (pool.num_workers < pool.num_threads - 1) {
     WorkerArgs* args = (WorkerArgs*)malloc(sizeof(WorkerArgs));
     args->index = pool.num_workers;
-    args->seen = pool.job;
+    args->seen = current_job();
     pthread_attr_t attr;
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
@@ -135,18 +143,21 @@ void pool_run(TaskFn fn, void* context, int64_t num_tasks) {
     return;
   }
   ensure_workers();
-  pool.fn = fn;
-  pool.context = context;
-  pool.num_tasks = num_tasks;
-  pool.active_limit = pool.num_threads - 1;
-  __atomic_store_n(&pool.next_task, 0, __ATOMIC_RELAXED);
-  __atomic_store_n(&pool.busy, pool.num_workers, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool.fn, fn, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool.context, context, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool.num_tasks, num_tasks, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool.active_limit, pool.num_threads - 1, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool.done, 0, __ATOMIC_RELAXED);
   pthread_mutex_lock(&pool.lock);
-  __atomic_fetch_add(&pool.job, 1, __ATOMIC_RELEASE);
+  __atomic_store_n(&pool.claim, (uint64_t)(current_job() + 1) << 32 | (uint64_t)num_tasks, __ATOMIC_RELEASE);
   if (pool.sleepers) pthread_cond_broadcast(&pool.wake);
   pthread_mutex_unlock(&pool.lock);
   work();
-  while (__atomic_load_n(&pool.busy, __ATOMIC_ACQUIRE) != 0) relax();
+  for (int waits = 0; __atomic_load_n(&pool.done, __ATOMIC_ACQUIRE) != num_tasks; waits++)
+    if (waits < SPINS)
+      relax();
+    else
+      sched_yield();  // the worker that is late may be waiting for this processor
   pthread_mutex_unlock(&pool.owner);
 }
 

@@ -8,7 +8,12 @@ from lockstep.kernels.adam import FusedAdam, polyak
 from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
 from lockstep.kernels.gates import gru_gates, gru_sequence, lstm_gates, lstm_sequence
 from lockstep.kernels.gather import gather_rows
-from lockstep.kernels.gaussian import gaussian_evaluate, gaussian_sample, squashed_gaussian_sample
+from lockstep.kernels.gaussian import (
+    gaussian_evaluate,
+    gaussian_sample,
+    squashed_gaussian_head,
+    squashed_gaussian_sample,
+)
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
@@ -57,6 +62,7 @@ __all__ = [
     "polyak",
     "ppo_surrogate",
     "set_num_threads",
+    "squashed_gaussian_head",
     "squashed_gaussian_sample",
     "uniform",
     "uniform_index",

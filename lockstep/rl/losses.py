@@ -134,6 +134,23 @@ def critic_loss(values_EB: Tensor, target_B: Tensor) -> tuple[Tensor, Metrics]:
     return loss, _detach(critic_loss=loss, q_mean=values_EB.mean())
 
 
+def critic_gradient(values_EB: Tensor, target_B: Tensor) -> tuple[Tensor, Metrics]:
+    """Gradient [E, B] of `critic_loss` with respect to the values, without building a graph, and its metrics."""
+    values_EB = values_EB.detach()
+    error_EB = values_EB - target_B
+    gradient_EB = error_EB * (1.0 / target_B.shape[0])
+    loss = 0.5 * torch.dot(error_EB.view(-1), gradient_EB.view(-1))
+    return gradient_EB, {"critic_loss": loss, "q_mean": values_EB.mean()}
+
+
+def sac_actor_gradients(entropy_B: Tensor, q_B: Tensor, alpha: Tensor) -> tuple[tuple[Tensor, Tensor], Metrics]:
+    """Gradients [B] of `sac_actor_loss` with respect to (entropy, Q), constants of the batch, and its metrics."""
+    rate = -1.0 / q_B.shape[0]
+    entropy, q = entropy_B.detach().mean(), q_B.detach().mean()
+    gradients = (alpha * rate).expand_as(entropy_B), torch.full_like(q_B, rate)
+    return gradients, {"actor_loss": -alpha * entropy - q, "entropy": entropy}
+
+
 def sac_actor_loss(logprob_B: Tensor, q_B: Tensor, alpha: Tensor) -> tuple[Tensor, Metrics]:
     """mean(α logprob − Q) (Haarnoja et al. 2018, eq. 12), Q the minimum over critics at the reparameterised action."""
     loss = (alpha * logprob_B - q_B).mean()

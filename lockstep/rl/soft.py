@@ -47,6 +47,10 @@ class Temperature(nn.Module):
         """α [1], a constant to the other losses."""
         return self.log_alpha.detach().exp()
 
+    def set_gradient(self, entropy_B: Tensor) -> None:
+        """The gradient of `temperature_loss`: how far the entropy [B] is above its target, on average."""
+        self.log_alpha.grad = entropy_B.detach().mean().sub_(self.target_entropy).view(1)
+
 
 def _default_target(space: Space) -> float:
     if isinstance(space, DiscreteSpace):

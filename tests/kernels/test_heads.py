@@ -153,3 +153,21 @@ def test_errors() -> None:
         kernels.categorical_sample(torch.zeros(2, 3), None, (2, 2))
     with pytest.raises(InputError, match="log_std"):
         kernels.gaussian_sample(torch.zeros(2, 3), torch.zeros(2), None)
+
+
+def test_squashed_head_is_the_sample_of_its_halves() -> None:
+    params = (torch.randn(37, 6) * 3).requires_grad_()
+    noise = torch.randn(37, 3)
+
+    def halves(params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = params.split(3, dim=1)
+        return kernels.squashed_gaussian_sample(mean.contiguous(), log_std.clamp(-2.0, 1.0), noise)
+
+    whole = gradients("auto", lambda p, n: kernels.squashed_gaussian_head(p, (-2.0, 1.0), n), [params], noise)
+    for a, b in zip(whole, gradients("auto", halves, [params], noise), strict=True):
+        assert torch.equal(a, b)
+    naive = gradients("naive", lambda p, n: kernels.squashed_gaussian_head(p, (-2.0, 1.0), n), [params], noise)
+    for a, b in zip(whole, naive, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
+    with pytest.raises(InputError, match="37, 6"):
+        kernels.squashed_gaussian_head(params[:, :5], (-2.0, 1.0), noise)

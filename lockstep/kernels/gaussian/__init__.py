@@ -1,6 +1,6 @@
 """Diagonal-normal heads, plain and squashed by tanh.
 
-Legend: M rows, A action dimensions.
+Legend: M rows, A action dimensions, P = 2A distribution parameters.
 """
 
 from __future__ import annotations
@@ -57,6 +57,25 @@ def squashed_gaussian_sample(mean_MA: Tensor, log_std_MA: Tensor, normal_MA: Ten
         log_std_MA = log_std_MA.expand_as(mean_MA)
     out: tuple[Tensor, Tensor] = IMPLEMENTATIONS[native.choose(mean_MA)].squashed_sample(mean_MA, log_std_MA, normal_MA)
     return out
+
+
+def squashed_gaussian_head(params_MP: Tensor, bounds: tuple[float, float], normal_MA: Tensor) -> tuple[Tensor, Tensor]:
+    """`squashed_gaussian_sample` of a network's output: its columns are mean and log-std, which is clamped to `bounds`
+    (its gradient is 0 outside), P = 2A.
+
+    Returns:
+        (actions_MA, logprob_M), differentiable with respect to params.
+
+    Raises:
+        InputError: params is not [M, 2A].
+    """
+    num, width = normal_MA.shape
+    if params_MP.shape != (num, 2 * width):
+        raise InputError(f"params is {tuple(params_MP.shape)}; expected {(num, 2 * width)}", field="params")
+    if native.choose(params_MP) == "cpu":
+        return cpu.squashed_head(params_MP, bounds, normal_MA)
+    mean_MA, log_std_MA = params_MP.split(width, dim=-1)
+    return squashed_gaussian_sample(mean_MA.contiguous(), log_std_MA.clamp(*bounds).contiguous(), normal_MA)
 
 
 def _check(mean_MA: Tensor, log_std: Tensor, other_MA: Tensor | None, name: str) -> None:

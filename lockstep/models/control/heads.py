@@ -100,8 +100,7 @@ class SquashedGaussian(nn.Module):
 
     def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reparameterised: differentiable in the parameters."""
-        mean, log_std = self.split(params)
-        return kernels.squashed_gaussian_sample(mean, log_std.contiguous(), noise)
+        return kernels.squashed_gaussian_head(params, (LOG_STD_MIN, LOG_STD_MAX), noise)
 
     def mode(self, params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = self.split(params)

@@ -24,7 +24,7 @@ from lockstep.models.control.policy import Policy
 from lockstep.models.control.preprocess import ACTION_MASK
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
 from lockstep.rl.exploration import PolicySamples, UniformUntil
-from lockstep.rl.losses import Metrics, critic_loss, sac_actor_loss, temperature_loss
+from lockstep.rl.losses import Metrics, critic_gradient, sac_actor_gradients
 from lockstep.rl.offpolicy import ReplayConfig, TransitionCollector, make_replay
 from lockstep.rl.optimiser import make_optimiser
 from lockstep.rl.replay import Batch
@@ -119,17 +119,18 @@ def train(config: SACConfig, session: Session) -> Result:
             choice = soft.choose(batch.features, key)
             alpha = temperature.value()
             if temperature.learned:
-                temperature_optimiser.zero_grad()
-                temperature_loss(temperature.log_alpha, -choice.entropy_B, temperature.target_entropy).backward()
+                temperature.set_gradient(choice.entropy_B)
                 temperature_optimiser.step()
             target_B = batch.reward_B + batch.discount_B * soft.next_value(target, batch, alpha, key)
-            loss, metrics = critic_loss(soft.values(critics, batch), target_B)
+            values_EB = soft.values(critics, batch)
+            gradient_EB, metrics = critic_gradient(values_EB, target_B)
             critic_optimiser.zero_grad()
-            loss.backward()
+            values_EB.backward(gradient_EB)
             critic_optimiser.step()
-            loss, actor_metrics = sac_actor_loss(-choice.entropy_B, soft.expected(critics, batch, choice), alpha)
+            roots = choice.entropy_B, soft.expected(critics, batch, choice)
+            gradients, actor_metrics = sac_actor_gradients(*roots, alpha)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(roots, gradients)
             optimiser.step()
             kernels.polyak(*pairs, config.tau)
             metrics |= {**actor_metrics, "temperature": alpha}
@@ -170,7 +171,7 @@ class _Continuous:
         return critics(batch.features, batch.action).squeeze(2)
 
     def expected(self, critics: Critics, batch: Batch, choice: Choice) -> Tensor:
-        return critics.with_constant_weights(batch.features, choice.action_BA).squeeze(2).amin(0)
+        return critics.with_constant_weights(batch.features, choice.action_BA).squeeze(2).min(0).values
 
 
 class _Discrete:
