@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lockstep import kernels
 from lockstep.core.env import runs_root
-from lockstep.core.errors import CheckpointError, ConfigError, unknown_name
+from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
 from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.folder import load_policy
 from lockstep.models.control.policy import Policy
@@ -142,12 +146,25 @@ def read_config(path: Path) -> AlgorithmConfig:
 
 def env_of(source: Policy | Path | str, env: str) -> Any:
     """The environment config to run a policy on: the run's, with its id replaced by `env` if given."""
-    if not isinstance(source, Policy) and (Path(source) / "run.json").exists():
-        config = read_config(Path(source)).env
-        return dataclasses.replace(config, id=env) if env else config
+    saved = None if isinstance(source, Policy) else _saved_env(Path(source))
+    if saved is not None:
+        return dataclasses.replace(saved, id=env) if env else saved
     if not env:
-        raise ConfigError("a policy or policy folder does not name its environment; give env='CartPole-v1' or the like")
+        raise ConfigError(
+            "this policy does not name its environment; give one, e.g. --env CartPole-v1 or env='CartPole-v1'"
+        )
     return EnvConfig(id=env)
+
+
+def _saved_env(path: Path) -> EnvConfig | None:
+    """The environment of a run directory or policy folder, None if it names none."""
+    if (path / "run.json").exists():
+        return read_config(path).env  # type: ignore[no-any-return]
+    try:
+        document = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json is missing or damaged: {error}") from error
+    return config_from_json(EnvConfig, document["environment"]) if "environment" in document else None
 
 
 def override(config: Any, key: str, value: Any) -> Any:
@@ -185,15 +202,32 @@ def _replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
-    with (
-        directory,
-        Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume) as session,
-    ):
-        result = train_function(type(config).__name__)[1](config, session)
+    session = Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
+    try:
+        with directory, session, polite_stop(session):
+            result = train_function(type(config).__name__)[1](config, session)
+    except (LockstepError, KeyboardInterrupt):
+        if session.step == 0 and not resume:
+            shutil.rmtree(directory.path, ignore_errors=True)
+        raise
     return Run(directory.path, result)
 
 
-def summary(metrics: Mapping[str, float]) -> str:
-    """One line of the metrics a person looks at first."""
-    shown = ("return", "eval_return", "length", "steps_per_s")
-    return "  ".join(f"{name} {metrics[name]:,.1f}" for name in shown if name in metrics)
+@contextmanager
+def polite_stop(session: Session) -> Iterator[None]:
+    """While inside, SIGINT and SIGTERM end the run at its next update, with a checkpoint; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if session.stop_requested:
+            raise KeyboardInterrupt
+        session.stop_requested = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

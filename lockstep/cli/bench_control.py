@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     for name in wish.cases:
         if name not in PLAN:
             raise ConfigError(unknown_name("case", name, PLAN))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     figures: dict[str, Any] = {}
     for name in wish.cases:
         figures[name] = measure_case(name, wish)

@@ -89,7 +89,7 @@ def main(args: Sequence[str]) -> int:
     for name in wish.solve:
         if name not in SOLVE:
             raise ConfigError(unknown_name("recipe with a solving threshold", name, SOLVE))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     figures = _begin(wish)
     for kind, names in (("solve", wish.solve), ("scores", wish.recipes)):
         for name in names:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from lockstep.core.errors import LockstepError, unknown_name
+from lockstep.core.errors import LockstepError, StoppedError, unknown_name
 
 VERBS = {
     "train": ("lockstep.cli.train", "train a policy by a recipe, or resume a run"),
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(VERBS[verb][0]).main(rest)
+    except StoppedError as error:
+        print(f"lockstep {verb}: {error}", file=sys.stderr)
+        return 130
     except LockstepError as error:
         print(f"lockstep {verb}: {error}", file=sys.stderr)
         return 2

@@ -82,7 +82,9 @@ def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
 def report(run: Run) -> int:
     """Print what came out and where it lies."""
     result = run.result
-    print_curve(*read_run(run.path).series("return"))
+    record = read_run(run.path)
+    if "return" in record.metric_names():
+        print_curve(*record.series("return"))
     print(f"steps            {result.steps:,} in {result.train_seconds:.2f} s of training")
     if result.evaluation is not None:
         print(f"evaluation       {result.evaluation}")

@@ -9,6 +9,8 @@ LockstepError
   MissingExtraError   an optional part is not installed; names the extra
   DeadlineError       a wait passed its deadline; names the owner and what to do
   ServingError        the server refused a request for a reason that is not the request's content
+  DivergedError       training produced weights or losses that are not finite
+  StoppedError        a person or the system asked the run to stop; it was checkpointed
 """
 
 from __future__ import annotations
@@ -55,6 +57,14 @@ class DeadlineError(LockstepError, TimeoutError):
 
 class ServingError(LockstepError, RuntimeError):
     """The server cannot take the request now (overload, shutdown)."""
+
+
+class DivergedError(LockstepError, ArithmeticError):
+    """Training produced NaN or infinity; nothing was saved after the last good checkpoint."""
+
+
+class StoppedError(LockstepError):
+    """The run was asked to stop and left a checkpoint."""
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:

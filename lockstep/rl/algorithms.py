@@ -44,4 +44,6 @@ def validated(config: AlgorithmConfig) -> AlgorithmConfig:
         ConfigError: not an algorithm's config.
     """
     train_function(type(config).__name__)
+    if config.run.total_steps < 1:
+        raise ConfigError(f"run.total_steps={config.run.total_steps}; expected at least 1")
     return config

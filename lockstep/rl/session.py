@@ -23,12 +23,13 @@ from typing import Any, Protocol, Self
 import torch
 
 from lockstep.checkpoint.store import Checkpointer
-from lockstep.core.errors import ConfigError
+from lockstep.core.errors import ConfigError, DivergedError, StoppedError
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.episodes import EpisodeEnd
 from lockstep.models.control.folder import save_policy
 from lockstep.models.control.policy import Policy
 from lockstep.rl.evaluate import Evaluation, evaluate
+from lockstep.runs.config_json import config_to_json
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 
@@ -127,6 +128,7 @@ class Session:
         self._log_every = config.log_every or max(config.total_steps // 200, 1)
         self._checkpoint_every = config.checkpoint_every or max(config.total_steps // 10, 1)
         self._finished = False
+        self.stop_requested = False
         self._train_seconds = 0.0
         self._clock = 0.0
         self._last_log = (0, 0.0)
@@ -172,17 +174,24 @@ class Session:
             self.recent.append((float(end.episode_return), int(end.length)))
             self.num_episodes += 1
         crossed = self._crossed(before)
+        if self.stop_requested or crossed(self._log_every) or crossed(self._checkpoint_every):
+            self._check_finite(metrics)
         if crossed(self.config.eval_every):
             self._evaluate()
         if crossed(self._log_every):
             self._log(metrics)
         if crossed(self._checkpoint_every) and self.running:
             self._save()
+        if self.stop_requested and self.running:
+            self._save()
+            where = f"; go on with: lockstep train --resume {self.directory.path}" if self.directory else ""
+            raise StoppedError(f"stopped at step {self.step:,} of {self.config.total_steps:,}{where}")
         self._clock = time.perf_counter()
 
     def finish(self) -> Result:
         """Final evaluation, checkpoint and policy folder."""
         assert self.policy is not None
+        self._check_finite({})
         evaluation = self.evaluations[-1][1] if self._finished else None
         if self.config.final_episodes and not self._finished:
             evaluation = self._run_evaluation(self.config.final_episodes)
@@ -196,7 +205,13 @@ class Session:
             if evaluation is not None:
                 results["return"] = str(evaluation)
             self.policy.version = self.step
-            save_policy(self.policy, self.directory.policy_path, results=results, title=self.directory.path.name)
+            save_policy(
+                self.policy,
+                self.directory.policy_path,
+                results=results,
+                title=self.directory.path.name,
+                environment=config_to_json(self.env),
+            )
         self.close()
         return Result(self.policy, evaluation, self.step, self.train_seconds)
 
@@ -213,6 +228,21 @@ class Session:
 
     def _crossed(self, before: int) -> Callable[[int], bool]:
         return lambda every: every > 0 and (before // every != self.step // every or not self.running)
+
+    def _check_finite(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
+        """No NaN is checkpointed or saved.
+
+        Raises:
+            DivergedError: a metric or a weight is not finite.
+        """
+        assert self.policy is not None
+        bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+        bad += [name for name, p in self.policy.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
+        if bad:
+            raise DivergedError(
+                f"training diverged at step {self.step:,}: {', '.join(bad[:4])} not finite; lower the learning rate or "
+                "clip gradients, then start anew or resume from the last checkpoint"
+            )
 
     def _evaluate(self) -> None:
         evaluation = self._run_evaluation(self.config.eval_episodes)

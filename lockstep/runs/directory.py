@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lockstep.core.errors import CheckpointError, ConfigError
+from lockstep.core.errors import CheckpointError, ConfigError, StoppedError
 from lockstep.runs.config_json import config_to_json
 from lockstep.runs.jsonl import json_line, trim_partial_line, truncate_after
 from lockstep.runs.lock import RunLock
@@ -64,7 +64,8 @@ class RunStatus:
 class RunDirectory:
     """The writing side of a run directory; make one by `create` or `open`, and end it by `finish` or `with`.
 
-    Leaving the `with` block writes finished, failed (an exception, named) or killed (KeyboardInterrupt, SystemExit).
+    Leaving the `with` block writes finished, failed (an exception, named) or killed (KeyboardInterrupt, SystemExit,
+    StoppedError).
     """
 
     def __init__(self, path: Path, lock: RunLock, status: RunStatus) -> None:
@@ -199,7 +200,7 @@ class RunDirectory:
     ) -> None:
         if error is None:
             self.finish()
-        elif isinstance(error, Exception):
+        elif isinstance(error, Exception) and not isinstance(error, StoppedError):
             self.finish(RunState.FAILED, f"{type(error).__name__}: {error}")
         else:
             self.finish(RunState.KILLED, type(error).__name__)
@@ -229,7 +230,10 @@ def read_status(path: Path) -> RunStatus:
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"runs cannot be written to {root}: {error}; choose another folder") from error
     number = 1
     while True:
         path = root / (name if number == 1 else f"{name}-{number}")

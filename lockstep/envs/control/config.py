@@ -43,7 +43,8 @@ class EnvConfig:
     envpool, or auto (native where it exists, else sync)."""
     autoreset: Autoreset = "same_step"
     """Autoreset mode asked of the vectoriser. Where it supports only another one, that one is used and reported; the
-    transitions are the same in all three."""
+    transitions of each environment are the same in all three (next_step leaves out its reset rows, so that rollouts
+    of equal length hold fewer of them)."""
     time_limit: int | None = None
     """Truncate episodes after this many steps (None: the environment's registered limit)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)

@@ -16,15 +16,25 @@ from lockstep.models.control.spec import PolicySpec
 FORMAT = "lockstep-policy-1"
 
 
-def save_policy(policy: Policy, folder: Path, *, results: dict[str, Any] | None = None, title: str = "") -> None:
+def save_policy(
+    policy: Policy,
+    folder: Path,
+    *,
+    results: dict[str, Any] | None = None,
+    title: str = "",
+    environment: dict[str, Any] | None = None,
+) -> None:
     """Write a policy folder. Files are replaced one by one through a rename, the weights last.
 
     Args:
+        environment: what it was trained on, in JSON values, so that the folder can be evaluated on its own.
         results: figures for the card, e.g. environment, mean return, interval, episodes, recipe.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"format": FORMAT, "version": policy.version, "digest": policy.digest(), "spec": policy.spec.to_json()}
+    if environment is not None:
+        config["environment"] = environment
     _replace(folder / "config.json", json.dumps(config, indent=2) + "\n")
     _replace(folder / "README.md", model_card(policy, results or {}, title or folder.name))
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in policy.state_dict().items()}
