@@ -151,18 +151,16 @@ def test_impossible_configs_are_refused(change: dict[str, float]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recurrent", ["none", "lstm", "gru"])
 def test_ppo_learns_cartpole(recurrent: str) -> None:
-    network = NetworkConfig(recurrent=recurrent)  # type: ignore[arg-type]
     config = ppo.PPOConfig(
-        network=network,
-        run=RunConfig(total_steps=40_000, final_episodes=50),
+        network=NetworkConfig(recurrent=recurrent),  # type: ignore[arg-type]
+        run=RunConfig(total_steps=100_000, eval_every=4096, stop_at_return=475.0, final_episodes=50),
         num_steps=32 if recurrent == "none" else 128,
         minibatch_size=256,
-        num_epochs=10,
+        num_epochs=20 if recurrent == "none" else 10,
         gamma=0.98,
         gae_lambda=0.8 if recurrent == "none" else 0.95,
         learning_rate=1e-3,
-        learning_rate_end=0.0,
     )
     result = ppo.train(config, Session(config.run, config.env))
     assert result.evaluation is not None
-    assert result.evaluation.mean >= 400
+    assert result.evaluation.mean >= 450
