@@ -185,8 +185,8 @@ def force(mode: Mode) -> Iterator[None]:
 def set_num_threads(num_threads: int) -> None:
     """Threads that one kernel call may use, the caller included; results do not depend on it.
 
-    PyTorch's own pool is set to one thread: its workers spin for a while after each of its operations, and on the same cores that
-    cost SAC on two cores a third of its speed (105 against 141 steps/s in fp32, 125 against 168 in bf16).
+    PyTorch's own pool is set to one thread: its workers spin for a while after each of its operations, and on the same
+    cores that cost SAC on two threads a quarter of its speed (105 against 141 steps/s in fp32, 125 against 168 in bf16).
 
     Raises:
         ConfigError: for a number below 1.
