@@ -67,14 +67,15 @@ def pendulum() -> PPOConfig:
 
 
 def lunarlander() -> PPOConfig:
-    """LunarLander-v3 by PPO until an evaluation reaches 215, well inside a minute of training."""
+    """LunarLander-v3 by PPO until an evaluation reaches 230, well inside a minute of training."""
     return PPOConfig(
         env=EnvConfig(id="LunarLander-v3", num_envs=16),
-        run=RunConfig(total_steps=1_000_000, eval_every=16_384, eval_episodes=30, stop_at_return=215.0, log_every=4096),
+        run=RunConfig(total_steps=500_000, eval_every=16_384, eval_episodes=50, stop_at_return=230.0, log_every=4096),
         num_steps=256,
         num_epochs=10,
         minibatch_size=128,
         learning_rate=7e-4,
+        learning_rate_end=0.0,
         gamma=0.999,
         gae_lambda=0.98,
         normalise_reward=True,
