@@ -16,9 +16,9 @@ import pytest
 from lockstep.models.control.folder import load_policy
 
 CASES = {
-    "ppo-cartpole": ["--run.total-steps", "30000", "--run.checkpoint-every", "1500", "--run.eval-every", "10000"],
-    "ppo-pendulum": ["--run.total-steps", "24576", "--run.checkpoint-every", "4096", "--normalise-obs"],
-    "dqn-cartpole": ["--run.total-steps", "8000", "--run.checkpoint-every", "700"],
+    "ppo-cartpole-zoo": ["--run.total-steps", "100000", "--run.checkpoint-every", "3000", "--run.eval-every", "30000"],
+    "ppo-pendulum": ["--run.total-steps", "65536", "--run.checkpoint-every", "4096", "--normalise-obs"],
+    "dqn-cartpole": ["--run.total-steps", "16000", "--run.checkpoint-every", "1000"],
 }
 TIMES = ("wall_s", "steps_per_s", "train_s")
 
@@ -38,11 +38,9 @@ def _run_with_kills(root: Path, recipe: str, num_kills: int, rng: random.Random)
     kills = 0
     for _ in range(num_kills + 50):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if kills < num_kills:
-            # Start-up takes about two seconds; some kills fall into it, most into training.
-            try:
-                process.wait(timeout=rng.uniform(1.5, 4.5))
-            except subprocess.TimeoutExpired:
+        if kills < num_kills and _is_training(root, process):
+            time.sleep(rng.uniform(0.0, 0.6))
+            if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
         _, error = process.communicate(timeout=300)
@@ -56,6 +54,22 @@ def _run_with_kills(root: Path, recipe: str, num_kills: int, rng: random.Random)
     raise AssertionError("the run never finished")
 
 
+def _is_training(root: Path, process: subprocess.Popen[str]) -> bool:
+    """Wait for a new metric line; False if the run ended first."""
+    before = _num_lines(root)
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        if _num_lines(root) > before:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _num_lines(root: Path) -> int:
+    return sum(path.read_text().count("\n") for path in root.glob("*/metrics.jsonl"))
+
+
 def _curve(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
@@ -65,7 +79,7 @@ def _curve(run: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("recipe", CASES)
 def test_killed_run_ends_like_the_whole_one(recipe: str, tmp_path: Path) -> None:
     whole = _run_whole(tmp_path / "whole", recipe)
-    killed, kills = _run_with_kills(tmp_path / "killed", recipe, 6, random.Random(recipe))
+    killed, kills = _run_with_kills(tmp_path / "killed", recipe, 4, random.Random(recipe))
     assert kills >= 2
     assert _curve(killed) == _curve(whole)
     assert load_policy(killed).digest() == load_policy(whole).digest()
