@@ -103,7 +103,7 @@ def pendulum_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = sac.train(SAC, Session(replace(SAC.run, final_episodes=0), SAC.env)).policy
     folder = tmp_path_factory.mktemp("data")
     env = replace(PENDULUM, num_envs=8)
-    return collect_dataset(policy, env, steps=1_000, seed=5, path=folder / "pendulum.npz")
+    return collect_dataset(policy, env, steps=8_000, seed=5, path=folder / "pendulum.npz")
 
 
 @pytest.mark.slow
@@ -132,7 +132,9 @@ def test_iql_learns_from_a_cartpole_policys_data(cartpole_data: Path) -> None:
 @pytest.mark.slow
 def test_iql_learns_from_a_pendulum_policys_data(pendulum_data: Path) -> None:
     run = RunConfig(total_steps=10_000, final_episodes=20)
-    config = iql.IQLConfig(dataset=str(pendulum_data), env=PENDULUM, network=SMALL, run=run, learning_rate=1e-3)
+    config = iql.IQLConfig(
+        dataset=str(pendulum_data), env=PENDULUM, network=SMALL, run=run, learning_rate=1e-3, temperature=10.0
+    )
     result = iql.train(config, Session(config.run, config.env))
     assert result.evaluation.mean >= -300, str(result.evaluation)
 
