@@ -79,7 +79,7 @@ def test_layout_and_contents(tmp_path: Path) -> None:
     assert record.last_evaluation() == record.evaluations()[-1]
     assert record.evaluations()[0].mean == 2.0
     assert record.status.stopped is not None
-    assert 0 < record.status.wall_seconds < 60
+    assert 0 <= record.status.wall_seconds < 60  # milliseconds: a run this short may round to none
 
 
 def test_runs_of_one_second_get_names_of_their_own(tmp_path: Path) -> None:
