@@ -1,0 +1,79 @@
+"""What one forward pass of a language model reads beside its weights: the packed tokens of a step and where their keys
+and values live. The trainer and the engine make the same object.
+
+Legend: T packed tokens, S sequences, P pages of a sequence, R rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lockstep.core.errors import InputError
+
+PAGE = 16
+"""Tokens in a page of the key-value cache, and keys in a tile of attention: positions 16 p .. 16 p + 15 lie in one page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBatch:
+    """Sequences side by side. Sequence s owns rows seq_starts[s] .. seq_starts[s + 1] - 1, which are its newest tokens:
+    after this step it has context_lens[s] keys, and its last row sits at position context_lens[s] - 1.
+
+    >>> batch = ForwardBatch.packed([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    >>> batch.positions_T.tolist(), batch.seq_starts.tolist(), batch.context_lens.tolist()
+    ([0, 1, 2, 0], [0, 3, 4], [3, 1])
+    >>> batch.pages_SP.tolist()
+    [[0], [1]]
+    """
+
+    tokens_T: Tensor
+    """int64."""
+    positions_T: Tensor
+    """int64: position of each token in its sequence, from 0."""
+    seq_starts: Tensor
+    """int32 [S + 1]: rising from 0 to T."""
+    context_lens: Tensor
+    """int32 [S]: keys each sequence has once this step has written its own."""
+    pages_SP: Tensor
+    """int32: page that holds positions 16 p .. of sequence s; entries past the context are not read."""
+    num_pages: int
+    """Pages of the pool that `pages_SP` points into."""
+    rows_R: Tensor | None = None
+    """int64: rows whose logits are wanted, rising; None for all T."""
+
+    @staticmethod
+    def packed(sequences: Sequence[Tensor]) -> ForwardBatch:
+        """Whole sequences from position 0, each with consecutive pages of a pool of their own: a training step.
+
+        Raises:
+            InputError: no sequence, or one without tokens.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        if not lengths or min(lengths) == 0:
+            raise InputError(f"sequences have lengths {lengths}; expected at least one, each of a token or more")
+        counts = [(length + PAGE - 1) // PAGE for length in lengths]
+        pages, first = torch.zeros(len(lengths), max(counts), dtype=torch.int32), 0
+        for row, count in zip(pages, counts, strict=True):
+            row[:count] = torch.arange(first, first + count, dtype=torch.int32)
+            first += count
+        device = sequences[0].device
+        return ForwardBatch(
+            tokens_T=torch.cat([sequence.to(torch.int64) for sequence in sequences]),
+            positions_T=torch.cat([torch.arange(length, device=device) for length in lengths]),
+            seq_starts=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=device),
+            context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
+            pages_SP=pages.to(device),
+            num_pages=first,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens_T.shape[0])
+
+    @property
+    def num_sequences(self) -> int:
+        return int(self.context_lens.shape[0])
