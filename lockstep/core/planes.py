@@ -15,7 +15,8 @@ from torch import Tensor
 class QuantPlanes:
     """value[n, k] = scale[n, k // group] * code[n, k] + minimum[n, k // group].
 
-    >>> planes = QuantPlanes(codes_NK=torch.full((1, 32), 3, dtype=torch.int8), scale_NB=torch.tensor([[0.5]]), group=32, bits=4)
+    >>> codes = torch.full((1, 32), 3, dtype=torch.int8)
+    >>> planes = QuantPlanes(codes_NK=codes, scale_NB=torch.tensor([[0.5]]), group=32, bits=4)
     >>> planes.dequantise()[0, :2].tolist()
     [1.5, 1.5]
     """
