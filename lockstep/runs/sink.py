@@ -104,15 +104,23 @@ class WandbSink(MetricSink):
         name: of the run.
         config: resolved configuration, as JSON values.
         folder: for the client's local files.
-        mode: "online", "offline" or "disabled".
+
+    The client's own settings say whether it sends (`WANDB_MODE=offline` keeps the files in `folder`).
+
+    Raises:
+        ConfigError: the client could not begin: no key, no network, a project that it refuses.
     """
 
-    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path, *, mode: str = "online") -> None:
+    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path) -> None:
         wandb: Any = require("wandb", extra="wandb")
         self._closed = False
-        self._run = wandb.init(
-            project=project, name=name, id=name, config=config, dir=str(folder), mode=mode, resume="allow"
-        )
+        try:
+            self._run = wandb.init(project=project, name=name, id=name, config=config, dir=str(folder), resume="allow")
+        except wandb.Error as error:
+            raise ConfigError(
+                f"wandb_project={project!r}: Weights & Biases could not begin: {error}; run `wandb login`, set "
+                "WANDB_MODE=offline, or leave wandb_project empty"
+            ) from error
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self._closed:

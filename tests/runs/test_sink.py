@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,6 +29,7 @@ class FakeWandb(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
+        self.Error = RuntimeError
         self.sent: list[tuple[int, dict[str, float]]] = []
         self.finished = 0
 
@@ -103,6 +105,32 @@ def test_wandb_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sink.log(4, {})
     assert fake.sent == [(3, {"loss": 0.5})]
     assert fake.finished == 1
+
+
+@pytest.mark.slow
+def test_wandb_client_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sink = WandbSink("project", "run", {"lr": 0.1}, tmp_path)
+    sink.log(3, {"loss": 0.5})
+    sink.close()
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 30
+    while b"loss" not in record.read_bytes():  # the client's own process writes the file, after `finish` has returned
+        assert time.monotonic() < deadline, record.read_bytes()
+        time.sleep(0.1)
+
+
+def test_wandb_that_cannot_begin_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+
+    def init(**_: Any) -> Any:
+        raise fake.Error("no API key")
+
+    monkeypatch.setattr(fake, "init", init)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(ConfigError, match=r"no API key; run `wandb login`"):
+        WandbSink("project", "run", {}, tmp_path)
 
 
 def test_wandb_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
