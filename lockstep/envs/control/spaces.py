@@ -58,8 +58,14 @@ class ObsCodec:
         flat = {}
         for key, path in self.paths:
             leaf = obs
-            for part in path:
-                leaf = leaf[part]
+            try:
+                for part in path:
+                    leaf = leaf[part]
+            except (KeyError, IndexError, TypeError) as error:
+                raise EnvError(
+                    f"the observation lacks {key!r}, which its space declares; got {type(obs).__name__} "
+                    f"{list(obs) if isinstance(obs, dict) else ''}; return every part, or take it out of the space"
+                ) from error
             flat[key] = leaf
         return flat
 

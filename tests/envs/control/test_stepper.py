@@ -207,6 +207,89 @@ def test_trouble_in_a_worker_is_named(trouble: str, error: type[Exception], what
         stepper.close()
 
 
+class Faulty(gym.Env):
+    """Breaks the Gymnasium contract in environment-specific ways, on the second step or at reset."""
+
+    def __init__(self, fault: str, kind: str = "box") -> None:
+        spaces = {"box": gym.spaces.Box(-1, 1, (2,), np.float32), "choice": gym.spaces.Discrete(4)}
+        self.observation_space, self.action_space = spaces[kind], gym.spaces.Discrete(2)
+        self.fault, self.count = fault, 0
+        self.good = np.zeros(2, np.float32) if kind == "box" else 1
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        if self.fault == "reset":
+            raise ZeroDivisionError("inside reset")
+        return self.good, {}
+
+    def step(self, action):
+        self.count += 1
+        good = (self.good, 0.5, False, False, {})
+        if self.count < 2:
+            return good
+        if self.fault == "step":
+            raise ZeroDivisionError("inside step")
+        faults = {
+            "four": (self.good, 0.5, False, {}),
+            "nothing": None,
+            "flags": (self.good, 0.5, np.array([True, False]), False, {}),
+            "reward": (self.good, "much", False, False, {}),
+            "array reward": (self.good, np.array([0.5]), False, False, {}),
+            "shape": (np.zeros(1, np.float32), 0.5, False, False, {}),
+            "scalar": (0.0, 0.5, False, False, {}),
+            "complex": (np.zeros(2, complex), 0.5, False, False, {}),
+            "real": (0.5, 0.5, False, False, {}),
+            "double": (np.zeros(2), 0.5, False, False, {}),
+        }
+        return faults[self.fault]
+
+
+FAULTS = [
+    ("reset", "box", "raised ZeroDivisionError in reset: inside reset .*test_stepper.py:[0-9]+, in reset"),
+    ("step", "box", "raised ZeroDivisionError in step: inside step .*test_stepper.py:[0-9]+, in step"),
+    ("four", "box", r"returned \(ndarray, float, bool, dict\); return five"),
+    ("nothing", "box", r"returned \(NoneType\); return five"),
+    ("flags", "box", "both ends as bool"),
+    ("reward", "box", "its reward is 'much'; return one number"),
+    ("shape", "box", r"shape \(1,\) and dtype float32, but its space declares shape \(2,\)"),
+    ("scalar", "box", r"shape \(\) and dtype float64, but its space declares shape \(2,\)"),
+    ("complex", "box", "dtype complex128, but its space declares .* dtype float32"),
+    ("real", "choice", "dtype float64, but its space declares .* dtype int64"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "what"), FAULTS)
+def test_a_faulty_environment_is_named(fault: str, kind: str, what: str) -> None:
+    config = EnvConfig(
+        id=f"{HERE}:Faulty", num_envs=2, vectoriser="sync", kwargs={"fault": fault, "kind": kind}, time_limit=None
+    )
+
+    def run() -> None:
+        stepper = make_env(config, seed=0)
+        stepper.step(np.zeros(2, np.int64))
+        stepper.step(np.zeros(2, np.int64))
+
+    with pytest.raises(EnvError, match=rf"environment 0 \('{HERE}:Faulty'\)(.|\n)*{what}") as caught:
+        run()
+    if fault in ("reset", "step"):
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_the_second_environment_is_named_too_and_harmless_forms_are_taken() -> None:
+    config = EnvConfig(id=f"{HERE}:Faulty", num_envs=2, vectoriser="sync", kwargs={"fault": "step"})
+    stepper = make_env(config, seed=0)
+    stepper.env.envs[0].unwrapped.fault = "double"
+    stepper.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvError, match="environment 1 "):
+        stepper.step(np.zeros(2, np.int64))
+    for fault in ("double", "array reward"):
+        stepper = make_env(EnvConfig(id=f"{HERE}:Faulty", num_envs=2, kwargs={"fault": fault}), seed=0)
+        for _ in range(2):
+            step = stepper.step(np.zeros(2, np.int64))
+        assert step.obs.dtype == np.float32
+        assert step.reward_N.tolist() == [0.5, 0.5]
+
+
 def test_auto_takes_the_native_form_where_it_pays() -> None:
     assert make_env(EnvConfig(num_envs=1), seed=0).describe()["vectoriser"] == "sync"
     about = make_env(EnvConfig(num_envs=8), seed=0).describe()
