@@ -63,7 +63,7 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         """Reset all environments, or those of `options["reset_mask"]`. `seed` is the base seed of all of them."""
         base = seed[0] if isinstance(seed, list) else seed
         mask = (options or {}).get("reset_mask")
-        for i, env in enumerate(self.envs):
+        for i in range(self.num_envs):
             if mask is None or mask[i]:
                 self._last[i] = self._reset(i, base)
                 self._ended[i] = False
@@ -173,13 +173,13 @@ class SerialVectorEnv(gym.vector.VectorEnv):
     def _scalars(self, values: list[Any], dtype: type, name: str) -> np.ndarray:
         """[N] of what the environments gave, one number each."""
         try:
-            array = np.array(values, dtype=dtype)
+            array: np.ndarray = np.array(values, dtype=dtype)
         except (TypeError, ValueError):
             array = np.empty(0)
         if array.shape == (self.num_envs,):
             return array
         # Some row is no number: find which. Arrays of one element, which many environments return, are taken.
-        out = np.zeros(self.num_envs, dtype)
+        out: np.ndarray = np.zeros(self.num_envs, dtype)
         for i, value in enumerate(values):
             try:
                 out[i] = np.asarray(value, dtype).item()

@@ -78,7 +78,7 @@ class Masked(gym.Env):
         return np.arange(3) == self.count % 3
 
 
-def test_nested_observations_become_flat_and_actions_start_at_zero() -> None:
+def test_nested_observations_become_flat_and_choices_stay_the_environments_own() -> None:
     stepper = make_env(EnvConfig(id=f"{HERE}:Strange", num_envs=2, vectoriser="sync"), seed=0)
     assert stepper.obs_space == DictSpace(
         {
@@ -89,9 +89,9 @@ def test_nested_observations_become_flat_and_actions_start_at_zero() -> None:
     )
     assert stepper.action_space == DiscreteSpace(3, 5)
     assert stepper.describe()["dropped"] == ["words"]
-    step = stepper.step(np.array([0, 2]))
+    step = stepper.step(np.array([5, 7]))
     np.testing.assert_array_equal(step.reward_N, [5.0, 7.0])
-    np.testing.assert_array_equal(step.obs["pair.0"], [1, 1])
+    np.testing.assert_array_equal(step.obs["pair.0"], [3, 3])
     np.testing.assert_array_equal(step.obs["outer.inner"], np.full((2, 2, 2), 0.1, np.float32))
     assert {leaf.dtype.name for leaf in step.obs.values()} == {"float32", "int64", "uint8"}
 
@@ -172,10 +172,10 @@ def test_wrong_actions_are_refused() -> None:
 def test_not_a_number_names_environment_and_step(trouble: str, what: str) -> None:
     config = EnvConfig(id=f"{HERE}:Strange", num_envs=2, vectoriser="sync", kwargs={"trouble": trouble})
     stepper = make_env(config, seed=0)
-    stepper.step(np.zeros(2, np.int64))
-    stepper.step(np.zeros(2, np.int64))
+    stepper.step(np.full(2, 5))
+    stepper.step(np.full(2, 5))
     with pytest.raises(EnvError, match=rf"environment 0 gave a NaN or infinite {what} on step 3"):
-        stepper.step(np.zeros(2, np.int64))
+        stepper.step(np.full(2, 5))
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_trouble_in_a_worker_is_named(trouble: str, error: type[Exception], what
     )
     stepper = make_env(config, seed=0)
     try:
-        stepper.step(np.zeros(2, np.int64))
-        stepper.step(np.zeros(2, np.int64))
+        stepper.step(np.full(2, 5))
+        stepper.step(np.full(2, 5))
         with pytest.raises(error, match=what):
-            stepper.step(np.zeros(2, np.int64))
+            stepper.step(np.full(2, 5))
     finally:
         if trouble == "hang":
             stepper.env._processes[0].kill()  # it would not end by itself, and close would wait for it
