@@ -77,6 +77,8 @@ class ScoreBenchArgs:
     """Trainings of the score table at a time; solving is always timed alone."""
     json: Path | None = None
     """Also write the figures to this file, after every training; a file of the same commit is completed."""
+    show: Path | None = None
+    """Print the tables of a written file, of any commit, and train nothing."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -84,12 +86,14 @@ def main(args: Sequence[str]) -> int:
         print(json.dumps(train_one(*args[1:])))
         return 0
     wish = tyro.cli(ScoreBenchArgs, args=list(args), prog="lockstep bench scores")
+    if wish.show is not None:
+        return show(wish.show)
     for name in (*wish.recipes, *wish.solve):
         recipe(name)
     for name in wish.solve:
         if name not in SOLVE:
             raise ConfigError(unknown_name("recipe with a solving threshold", name, SOLVE))
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = _console()
     figures = _begin(wish)
     for kind, names in (("solve", wish.solve), ("scores", wish.recipes)):
         for name in names:
@@ -108,6 +112,33 @@ def main(args: Sequence[str]) -> int:
     if wish.recipes:
         console.print(score_table({name: figures["scores"][name] for name in wish.recipes}))
     return 0
+
+
+def show(path: Path) -> int:
+    """Print the tables of a file that `--json` wrote.
+
+    Raises:
+        ConfigError: no such file, or not one of these.
+    """
+    try:
+        figures = json.loads(path.read_text())
+        solve, scores = ({name: runs for name, runs in figures[kind].items() if runs} for kind in ("solve", "scores"))
+        tables = [solve_table(solve), score_table(scores)]
+        commit = figures["versions"]["commit"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as figures of `lockstep bench scores --json`: {error!r}; name a file that it wrote"
+        ) from error
+    console = _console()
+    for table in tables:
+        if table.row_count:
+            console.print(table)
+    console.print(f"measured at commit {commit}", markup=False, highlight=False)
+    return 0
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _begin(wish: ScoreBenchArgs) -> dict[str, Any]:
@@ -165,12 +196,13 @@ def solve_table(figures: dict[str, list[dict[str, Any]]]) -> Table:
     for column in ("recipe", "solved", "steps", "min s", "median s", "max s", "target"):
         out.add_column(column, justify="left" if column == "recipe" else "right")
     for name, runs in figures.items():
-        threshold, want = SOLVE[name]
+        threshold, want = SOLVE.get(name, (math.nan, math.nan))  # a file may be of an older list
         seconds = [run["train_seconds"] for run in runs]
         solved = sum(run["mean"] >= threshold for run in runs)
         steps = f"{statistics.median(run['steps'] for run in runs):,.0f}"
         times = [f"{value:.2f}" for value in (min(seconds), statistics.median(seconds), max(seconds))]
-        out.add_row(name, f"{solved}/{len(runs)} >= {threshold:g}", steps, *times, f"median < {want:g} s")
+        judged = (f"{solved}/{len(runs)} >= {threshold:g}", f"median < {want:g} s") if name in SOLVE else ("-", "-")
+        out.add_row(name, judged[0], steps, *times, judged[1])
     return out
 
 
