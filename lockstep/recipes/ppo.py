@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.spec import NetworkConfig
 from lockstep.rl.control.ppo import PPOConfig
@@ -140,6 +142,45 @@ def hopper() -> PPOConfig:
 def walker2d() -> PPOConfig:
     """Walker2d-v5 by PPO with CleanRL's hyper-parameters, 1M steps."""
     return _mujoco("Walker2d-v5")
+
+
+def halfcheetah_zoo() -> PPOConfig:
+    """HalfCheetah-v5 by PPO with RL-Zoo's tuned hyper-parameters, 1M steps."""
+    return PPOConfig(
+        env=EnvConfig(id="HalfCheetah-v5", num_envs=1),
+        network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform"),
+        run=RunConfig(total_steps=1_000_000),
+        num_steps=512,
+        num_epochs=20,
+        minibatch_size=64,
+        learning_rate=2.0633e-5,
+        gamma=0.98,
+        gae_lambda=0.92,
+        clip=0.1,
+        value_coef=0.58096,
+        entropy_coef=0.000401762,
+        max_grad_norm=0.8,
+        normalise_obs=True,
+        normalise_reward=True,
+        log_std_init=-2.0,
+    )
+
+
+def hopper_zoo() -> PPOConfig:
+    """Hopper-v5 by PPO with RL-Zoo's tuned hyper-parameters, 1M steps."""
+    return dataclasses.replace(
+        halfcheetah_zoo(),
+        env=EnvConfig(id="Hopper-v5", num_envs=1),
+        num_epochs=5,
+        minibatch_size=32,
+        learning_rate=9.80828e-5,
+        gamma=0.999,
+        gae_lambda=0.99,
+        clip=0.2,
+        value_coef=0.835671,
+        entropy_coef=0.00229519,
+        max_grad_norm=0.7,
+    )
 
 
 def minigrid() -> PPOConfig:
