@@ -237,6 +237,7 @@ class Faulty(gym.Env):
             "flags": (self.good, 0.5, np.array([True, False]), False, {}),
             "reward": (self.good, "much", False, False, {}),
             "array reward": (self.good, np.array([0.5]), False, False, {}),
+            "array flags": (self.good, 0.5, np.array([True]), np.array([False]), {}),
             "shape": (np.zeros(1, np.float32), 0.5, False, False, {}),
             "scalar": (0.0, 0.5, False, False, {}),
             "complex": (np.zeros(2, complex), 0.5, False, False, {}),
@@ -284,12 +285,15 @@ def test_the_second_environment_is_named_too_and_harmless_forms_are_taken() -> N
     stepper.step(np.zeros(2, np.int64))
     with pytest.raises(EnvError, match="environment 1 "):
         stepper.step(np.zeros(2, np.int64))
-    for fault in ("double", "array reward"):
-        stepper = make_env(EnvConfig(id=f"{HERE}:Faulty", num_envs=2, kwargs={"fault": fault}), seed=0)
+    for fault in ("double", "array reward", "array flags"):
+        stepper = make_env(
+            EnvConfig(id=f"{HERE}:Faulty", num_envs=2, kwargs={"fault": fault}, autoreset="next_step"), seed=0
+        )
         for _ in range(2):
             step = stepper.step(np.zeros(2, np.int64))
         assert step.obs.dtype == np.float32
         assert step.reward_N.tolist() == [0.5, 0.5]
+        assert step.terminated_N.tolist() == [fault == "array flags"] * 2
 
 
 def test_auto_takes_the_native_form_where_it_pays() -> None:
