@@ -89,10 +89,10 @@ def test_steps_are_rounded_up_to_whole_rollouts_and_progress_ends_at_its_end(
 
 
 def test_import_is_cheap() -> None:
-    """`import lockstep` costs no more than 0.1 s beside `import torch`; it imports nothing heavy by itself."""
-    code = "import sys, time; t = time.perf_counter(); import lockstep; print(time.perf_counter() - t, 'torch' in sys.modules)"
-    seconds, has_torch = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert float(seconds) < 0.1
-    assert has_torch == "False"
+    """`import lockstep` imports one module of its own and a handful of Python's. Modules are counted, not
+    milliseconds, which depend on the machine."""
+    code = "import sys; before = set(sys.modules); import lockstep; print(*sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = run.stdout.split()
+    assert [name for name in modules if name.split(".")[0] not in sys.stdlib_module_names] == ["lockstep"]
+    assert len(modules) < 30

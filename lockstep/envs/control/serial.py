@@ -103,13 +103,17 @@ class SerialVectorEnv(gym.vector.VectorEnv):
             for i in restarts:
                 last[i] = self._reset(i)
             stacked = self._stack()
-        return (
-            stacked,
-            self._scalars(rewards, np.float64, "reward"),
-            self._scalars(terminated, np.bool_, "terminated"),
-            self._scalars(truncated, np.bool_, "truncated"),
-            infos,
-        )
+        try:
+            rewards_N, terminated_N = np.array(rewards, np.float64), np.array(terminated, np.bool_)
+            truncated_N = np.array(truncated, np.bool_)
+            is_flat = rewards_N.ndim == terminated_N.ndim == truncated_N.ndim == 1
+        except (TypeError, ValueError):
+            is_flat = False
+        if not is_flat:
+            rewards_N = self._scalars(rewards, np.float64, "reward")
+            terminated_N = self._scalars(terminated, np.bool_, "terminated")
+            truncated_N = self._scalars(truncated, np.bool_, "truncated")
+        return stacked, rewards_N, terminated_N, truncated_N, infos
 
     def restore(self, base_seed: int, plans: list[Replay]) -> tuple[Any, np.ndarray]:
         """Replay every environment's plan; (observations, whether each replay ended where it should) follow."""
@@ -171,14 +175,8 @@ class SerialVectorEnv(gym.vector.VectorEnv):
         return array
 
     def _scalars(self, values: list[Any], dtype: type, name: str) -> np.ndarray:
-        """[N] of what the environments gave, one number each."""
-        try:
-            array: np.ndarray = np.array(values, dtype=dtype)
-        except (TypeError, ValueError):
-            array = np.empty(0)
-        if array.shape == (self.num_envs,):
-            return array
-        # Some row is no number: find which. Arrays of one element, which many environments return, are taken.
+        """[N] of what the environments gave where some row is no number; arrays of one element, which many environments
+        return, are taken."""
         out: np.ndarray = np.zeros(self.num_envs, dtype)
         for i, value in enumerate(values):
             try:
