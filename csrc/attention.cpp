@@ -91,7 +91,7 @@ ALWAYS_INLINE void score_tiles(const float* q, const KV* const* tiles, const KV*
     for (int c = 0; c < TP * NV; c++) key[c] = load_key(tiles[c / NV] + d * TILE + (c % NV) * VLEN);
     if (ahead && (sizeof(KV) == 4 || d % 2 == 0))
 #pragma GCC unroll 16
-      for (int c = 0; c < TP; c++) __builtin_prefetch(ahead[c] + d * TILE);
+      for (int c = 0; c < TP; c++) __builtin_prefetch(ahead[c] + d * TILE, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       vf x = splat(q[d * R + r]);
@@ -136,7 +136,7 @@ ALWAYS_INLINE void add_values(const float* s, const KV* const* tiles, const KV* 
       if (ahead)
 #pragma GCC unroll 16
         for (int c = 0; c < DV; c++)
-          if (sizeof(KV) == 4 || c % 2 == 0) __builtin_prefetch(ahead[t] + at + j * dim + c * VLEN);
+          if (sizeof(KV) == 4 || c % 2 == 0) __builtin_prefetch(ahead[t] + at + j * dim + c * VLEN, 0, 2);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         vf x = splat(weight[r * BLOCK + j]);

@@ -59,3 +59,33 @@ struct LsAttention {
 };
 // Returns -1; s for a sequence with a page outside of the pool; or -2 - s for one whose rows do not fit its context.
 LS_API int64_t ls_attention(const LsAttention* attention);
+
+// log softmax(logits / temperature) at one token of each row. Sums are taken for every LS_LOGPROB_BLOCK columns and joined
+// in double. Returns -1; r for a row whose maximum is not finite or that holds a NaN; or -2 - r where tokens[r] is out of
+// range.
+enum { LS_LOGPROB_BLOCK = 1024 };
+LS_API int64_t ls_token_logprobs(const float* logits, const int64_t* tokens, float temperature, float* logprob,
+                                 int64_t num_rows, int64_t vocab);
+// dlogits = dlogprob (1[token] - p) / temperature.
+LS_API void ls_token_logprobs_backward(const float* logits, const int64_t* tokens, float temperature,
+                                       const float* dlogprob, float* dlogits, int64_t num_rows, int64_t vocab);
+// The `num` largest of each row, falling, equal ones by rising id. Returns as ls_token_logprobs.
+LS_API int64_t ls_top_logprobs(const float* logits, int64_t num, int64_t* ids, float* logprob, int64_t num_rows,
+                               int64_t vocab);
+
+// Draws a token of each row; the meaning of each argument is in lockstep.kernels.sampling. Returns -1; a row whose
+// maximum is not finite or that holds a NaN; or -2 - r for a temperature that is negative or not finite.
+struct LsSampling {
+  const float* logits;  // [R][V]
+  const float* temperature;
+  const int64_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const float* typical_p;
+  const int64_t* seeds;
+  const int64_t* positions;
+  int64_t* tokens;   // [R]
+  float* logprobs;   // [R]
+  int64_t num_rows, vocab;
+};
+LS_API int64_t ls_sample_tokens(const LsSampling* sampling);

@@ -1,34 +1,10 @@
 // Philox4x32-10 (Salmon et al. 2011). Integers are scalar; Box-Muller goes through the vector functions.
 #include "lockstep.h"
+#include "philox.h"
 #include "pool.h"
 #include "simd.h"
 
 namespace {
-
-ALWAYS_INLINE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
-  for (int round = 0; round < 10; round++) {
-    uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-    uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
-    c[1] = (uint32_t)b;
-    c[3] = (uint32_t)a;
-    c[0] = n0;
-    c[2] = n2;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-}
-
-// Streams and positions count modulo 2^48: 32 low bits each in a word of their own, 16 high bits sharing the last.
-ALWAYS_INLINE void block_bits(uint64_t seed, uint64_t stream, uint64_t position, uint32_t block, uint32_t out[4]) {
-  out[0] = block;
-  out[1] = (uint32_t)stream;
-  out[2] = (uint32_t)position;
-  out[3] = (uint32_t)((stream >> 32) & 0xffff) | (uint32_t)(((position >> 32) & 0xffff) << 16);
-  philox(out, (uint32_t)seed, (uint32_t)(seed >> 32));
-}
-
-// 23 bits and a half: exact in float32 and never 0 or 1.
-ALWAYS_INLINE float to_uniform(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 1.1920928955078125e-7f; }
 
 template <typename Block>
 void over_blocks(uint64_t seed, const int64_t* streams, const int64_t* positions, i64 num_rows, i64 num_columns,

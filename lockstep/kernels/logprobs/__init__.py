@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
-from lockstep.kernels.logprobs import naive
+from lockstep.kernels.logprobs import cpu, naive
 from lockstep.kernels.logprobs.head import HeadLogprobs, soft_cap
 
 __all__ = ["head_logprobs", "soft_cap", "token_logprobs", "top_logprobs"]
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": naive, "opaque": naive}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
 
 def token_logprobs(logits_RV: Tensor, tokens_R: Tensor, temperature: float = 1.0) -> Tensor:

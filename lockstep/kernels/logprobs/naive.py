@@ -21,6 +21,15 @@ def scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
+def no_distribution(logits_RV: Tensor, row: int) -> InputError:
+    """For a row that cannot be normalised."""
+    return InputError(
+        f"the largest of logits[{row}] is {float(logits_RV[row].amax())}; expected a finite number: a row without a "
+        "token that is allowed, or a model that diverged",
+        field="logits",
+    )
+
+
 def log_sum_exp(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     """(maximum_R, float64 log_R of the sum of exp(logit − maximum)).
 
@@ -30,8 +39,7 @@ def log_sum_exp(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     top = logits_RV.detach().amax(1)
     bad = ~torch.isfinite(top)
     if bad.any():
-        row = int(bad.to(torch.int64).argmax())
-        raise InputError(f"the largest of logits[{row}] is {float(top[row])}; expected a finite number", field="logits")
+        raise no_distribution(logits_RV, int(bad.to(torch.int64).argmax()))
     missing = -logits_RV.shape[1] % BLOCK
     blocks = functional.pad(logits_RV, (0, missing), value=-torch.inf).view(len(logits_RV), -1, BLOCK)
     peak = blocks.detach().amax(2).clamp(min=-3e38)
@@ -42,6 +50,10 @@ def log_sum_exp(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 def token_logprobs(logits_RV: Tensor, tokens_R: Tensor, temperature: float) -> Tensor:
     """Log-probability of one token in each row."""
+    bad = (tokens_R < 0) | (tokens_R >= logits_RV.shape[1])
+    if bad.any():
+        row = int(bad.to(torch.int64).argmax())
+        raise InputError(f"tokens[{row}] is {int(tokens_R[row])}; expected 0..{logits_RV.shape[1] - 1}", field="tokens")
     logits = scaled(logits_RV, temperature)
     top, log_total = log_sum_exp(logits)
     chosen = logits.gather(1, tokens_R.unsqueeze(1)).squeeze(1)

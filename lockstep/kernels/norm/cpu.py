@@ -106,7 +106,9 @@ class _AddRmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         total, weight = ctx.saved_tensors
         dtotal = native.contiguous(grads[1])
-        dx, dweight, _ = _backward(total, weight, *ctx.facts, grads[0], dtotal, (ctx.needs_input_grad[2], False), False)
+        eps, offset = ctx.facts
+        wanted = ctx.needs_input_grad[2], False
+        dx, dweight, _ = _backward(total, weight, eps, offset, grads[0], dtotal, wanted, False)
         return dx, dx, dweight, None, None
 
 
@@ -121,7 +123,8 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        return *_backward(x, weight, ctx.eps, 0.0, grads[0], None, wanted, True), None
+        dx, dweight, dbias = _backward(x, weight, ctx.eps, 0.0, grads[0], None, wanted, True)
+        return dx, dweight, dbias, None
 
 
 def rms_norm(x: Tensor, weight_E: Tensor, eps: float, offset: float) -> Tensor:

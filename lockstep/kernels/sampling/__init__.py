@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from lockstep.core.errors import InputError
-from lockstep.kernels.sampling import naive
+from lockstep.kernels import native
+from lockstep.kernels.sampling import cpu, naive
 
-_SEED_MASK = (1 << 64) - 1
+_NAMES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seeds", "positions")
+_DTYPES = (torch.float32, torch.int64, torch.float32, torch.float32, torch.float32, torch.int64, torch.int64)
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
 
 @torch.no_grad()
@@ -46,27 +49,16 @@ def sample_tokens(
         filters it has the bits of `token_logprobs(logits, token, temperature)`, and for temperature 0 it is 0.
 
     Raises:
-        InputError: shapes or dtypes that do not fit, or a row whose largest logit is not finite (all banned, +inf, NaN).
+        InputError: shapes or dtypes that do not fit, a temperature below 0 or not finite, or a row whose largest logit is
+            not finite (all banned, +inf, NaN).
     """
     if logits_RV.dim() != 2 or logits_RV.dtype is not torch.float32:
         raise InputError(
             f"logits are {logits_RV.dtype} {tuple(logits_RV.shape)}; expected float32 [R, V]", field="logits"
         )
-    floats = {"temperature": temperature_R, "top_p": top_p_R, "min_p": min_p_R, "typical_p": typical_p_R}
-    for name, tensor in floats.items():
-        _check(name, tensor, torch.float32, logits_RV)
-    for name, tensor in {"top_k": top_k_R, "seeds": seeds_R, "positions": positions_R}.items():
-        _check(name, tensor, torch.int64, logits_RV)
     columns = (temperature_R, top_k_R, top_p_R, min_p_R, typical_p_R, seeds_R, positions_R)
-    rules = [
-        naive.Rule(t, k, p, m, y, seed & _SEED_MASK, position)
-        for t, k, p, m, y, seed, position in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-    return naive.sample_tokens(logits_RV, rules)
-
-
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, logits_RV: Tensor) -> None:
-    if tensor.dtype is not dtype or tensor.shape != logits_RV.shape[:1]:
-        raise InputError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {dtype} [{logits_RV.shape[0]}]", field=name
-        )
+    num = logits_RV.shape[:1]
+    for name, dtype, column in zip(_NAMES, _DTYPES, columns, strict=True):
+        if column.dtype is not dtype or column.shape != num:
+            raise InputError(f"{name} is {column.dtype} {tuple(column.shape)}; expected {dtype} [{num[0]}]", field=name)
+    return IMPLEMENTATIONS[native.choose(logits_RV)].sample_tokens(logits_RV, columns)

@@ -81,14 +81,22 @@ def sample_row(logits_V: Tensor, rule: Rule) -> tuple[int, float]:
     return token, float(((scaled[token] - top).double() - log_total).float())
 
 
-def sample_tokens(logits_RV: Tensor, rules: list[Rule]) -> tuple[Tensor, Tensor]:
-    """Every row on its own."""
-    top = logits_RV.amax(1)
-    for row, finite in enumerate(torch.isfinite(top).tolist()):
-        if not finite:
-            raise InputError(
-                f"the largest of logits[{row}] is {float(top[row])}; expected a finite number", field="logits"
-            )
-    drawn = [sample_row(row, rule) for row, rule in zip(logits_RV.float().cpu(), rules, strict=True)]
+def wrong_temperature(temperature_R: Tensor, row: int) -> InputError:
+    """For a temperature that no distribution has."""
+    return InputError(
+        f"temperature[{row}] is {float(temperature_R[row])}; expected a finite number from 0", field="temperature"
+    )
+
+
+def sample_tokens(logits_RV: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Every row on its own; `columns` are the fields of `Rule` in order."""
+    valid = [0.0 <= value < float("inf") for value in columns[0].tolist()]
+    if not all(valid):
+        raise wrong_temperature(columns[0], valid.index(False))
+    finite = torch.isfinite(logits_RV.amax(1)).tolist() if len(logits_RV) else []
+    if not all(finite):
+        raise logprobs.no_distribution(logits_RV, finite.index(False))
+    rules = [Rule(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+    drawn = [sample_row(row, rule) for row, rule in zip(logits_RV.cpu(), rules, strict=True)]
     tokens = torch.tensor([token for token, _ in drawn], dtype=torch.int64)
     return tokens, torch.tensor([logprob for _, logprob in drawn], dtype=torch.float32)
