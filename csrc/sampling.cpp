@@ -144,8 +144,15 @@ Cut cut_by_mass(const Row& row, double target, int64_t* ids) {
   i64 crossing = 0;
   while (crossing < BUCKETS - 1 && before + mass[crossing] < target) before += mass[crossing++];
   i64 num = 0;
-  for (i64 i = 0; i < row.vocab; i++)
-    if (row.logit(i) > -INFINITY && bucket_of(row.sum.top - row.logit(i)) == crossing) ids[num++] = i;
+  const vf near = splat((float)crossing), beyond = splat(crossing < BUCKETS - 1 ? (float)(crossing + 1) : INFINITY);
+  for (i64 i = 0; i < row.vocab; i += VLEN) {
+    const i64 n = part(row.vocab, i, VLEN);
+    vf at = (splat(row.sum.top) - row.scaled.vector(i, n)) * splat(PER_UNIT);
+    vi inside = (at >= near) & (at < beyond);
+    if (!any(inside)) continue;
+    for (i64 l = 0; l < n; l++)
+      if (inside[l]) ids[num++] = i + l;
+  }
   if (num == 0) return Cut();
   std::sort(ids, ids + num, [&](int64_t a, int64_t b) { return row.stronger(a, b); });
   const i64 keep = prefix(ids, num, before, target, [&](i64 id) { return (double)power(row.logit(id) - row.sum.top); });
@@ -219,25 +226,44 @@ void keep_min_p(const Row& row, float min_p, Kept& k) {
   k.num = num;
 }
 
+// As `prefix` of the ids in the order `before`, without sorting them all: halves are weighed and one of them searched.
+template <typename Before, typename Mass>
+i64 selected_prefix(int64_t* ids, i64 num, double target, Before&& before, Mass&& mass) {
+  i64 low = 0, high = num;
+  double sum = 0.0;
+  while (high - low > 64) {
+    const i64 middle = (low + high) / 2;
+    std::nth_element(ids + low, ids + middle, ids + high, before);
+    double half = 0.0;
+    for (i64 i = low; i < middle; i++) half += mass(ids[i]);
+    if (sum + half >= target) {
+      high = middle;
+    } else {
+      sum += half;
+      low = middle;
+    }
+  }
+  std::sort(ids + low, ids + high, before);
+  return low + prefix(ids + low, high - low, sum, target, mass);
+}
+
 void keep_typical(const Row& row, double typical_p, Kept& k, float* key) {
   if (k.num < 0) {
     k.num = 0;
     over_kept(row, k.cut, -INFINITY, [&](i64 id) { k.ids[k.num++] = id; });
-    std::sort(k.ids, k.ids + k.num, [&](int64_t a, int64_t b) { return row.stronger(a, b); });
   }
+  auto shift = [&](i64 id) { return row.logit(id) - row.sum.top; };
+  auto mass = [&](i64 id) { return (double)power(shift(id)); };
   double total = 0.0, mean = 0.0;
   for (i64 i = 0; i < k.num; i++) {
-    const float shifted = row.logit(k.ids[i]) - row.sum.top;
-    const double mass = (double)power(shifted);
-    total += mass;
-    if (mass > 0.0) mean += mass * (double)shifted;
+    const double here = mass(k.ids[i]);
+    total += here;
+    if (here > 0.0) mean += here * (double)shift(k.ids[i]);
   }
   mean /= total;
-  auto shift = [&](i64 id) { return row.logit(id) - row.sum.top; };
   for (i64 i = 0; i < k.num; i++) key[k.ids[i]] = (float)fabs((double)shift(k.ids[i]) - mean);
-  std::sort(k.ids, k.ids + k.num,
-            [&](int64_t a, int64_t b) { return key[a] < key[b] || (key[a] == key[b] && a < b); });
-  k.num = prefix(k.ids, k.num, 0.0, typical_p * total, [&](i64 id) { return (double)power(shift(id)); });
+  auto before = [&](int64_t a, int64_t b) { return key[a] < key[b] || (key[a] == key[b] && a < b); };
+  k.num = selected_prefix(k.ids, k.num, typical_p * total, before, mass);
 }
 
 double kept_mass(const Row& row, const Kept& k) {
