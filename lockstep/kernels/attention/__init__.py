@@ -59,29 +59,35 @@ def attention(
     if cache is None:
         _check_whole(batch, kv_dtype)
         return implementation.packed(q_THD, k_TGD, v_TGD, batch, kv_dtype, rule, sinks_H)
-    with torch.no_grad():
-        return implementation.paged(q_THD, k_TGD, v_TGD, batch, cache, rule, sinks_H)
+    return implementation.paged(q_THD, k_TGD, v_TGD, batch, cache, rule, sinks_H)
 
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch, cache: LayerCache | None, sinks_H: Tensor | None
 ) -> None:
-    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+    shape, kv_shape = q.shape, k.shape
+    if (
+        len(shape) != 3
+        or len(kv_shape) != 3
+        or kv_shape != v.shape
+        or shape[0] != kv_shape[0]
+        or shape[2] != kv_shape[2]
+    ):
         raise InputError(
             f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; expected [T, H, D] and twice [T, G, D]",
             field="q",
         )
     if q.dtype is not k.dtype or q.dtype is not v.dtype:
         raise InputError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one dtype, float32", field="q")
-    if q.shape[1] % k.shape[1]:
-        raise InputError(f"{q.shape[1]} query heads; expected a multiple of the {k.shape[1]} kv heads", field="q")
-    if sinks_H is not None and sinks_H.shape != q.shape[1:2]:
-        raise InputError(f"sinks are {tuple(sinks_H.shape)}; expected [{q.shape[1]}]", field="sinks")
-    if q.shape[0] != batch.tokens_T.shape[0]:
-        raise InputError(f"q has {q.shape[0]} tokens; the batch has {batch.tokens_T.shape[0]}", field="q")
-    if cache is not None and (cache.k.shape[1] != k.shape[1] or cache.k.shape[2] != k.shape[2]):
+    if shape[1] % kv_shape[1]:
+        raise InputError(f"{shape[1]} query heads; expected a multiple of the {kv_shape[1]} kv heads", field="q")
+    if sinks_H is not None and sinks_H.shape != shape[1:2]:
+        raise InputError(f"sinks are {tuple(sinks_H.shape)}; expected [{shape[1]}]", field="sinks")
+    if shape[0] != len(batch.tokens_T):
+        raise InputError(f"q has {shape[0]} tokens; the batch has {len(batch.tokens_T)}", field="q")
+    if cache is not None and cache.k.shape[1:3] != kv_shape[1:]:
         raise InputError(
-            f"the cache holds {tuple(cache.k.shape[1:3])} (kv heads, head dim); k has {tuple(k.shape[1:])}",
+            f"the cache holds {tuple(cache.k.shape[1:3])} (kv heads, head dim); k has {tuple(kv_shape[1:])}",
             field="cache",
         )
 

@@ -41,7 +41,10 @@ class _Call(ctypes.Structure):
 
 
 def _heads_together(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    if x.is_contiguous():
+        return x
+    _, head, element = x.stride()
+    return x if element == 1 and head == x.shape[2] else x.contiguous()
 
 
 def paged(

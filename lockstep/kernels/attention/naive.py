@@ -8,8 +8,7 @@ N keys of one sequence, C keys of a block.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +26,7 @@ LOWEST = -3e38
 _QUERIES = 32
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """How scores become weights."""
 
     scale: float
@@ -115,6 +113,7 @@ def write(k_TGD: Tensor, v_TGD: Tensor, batch: ForwardBatch, cache: LayerCache, 
         cache.v[page, :, slot] = v_TGD[starts[s] : starts[s + 1]].detach().to(cache.v.dtype)
 
 
+@torch.no_grad()
 def paged(
     q_THD: Tensor,
     k_TGD: Tensor,

@@ -30,13 +30,14 @@ def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, int
     Raises:
         InputError: for shapes that do not fit, or a position outside the tables.
     """
-    if x_THD.dim() != 3 or 2 * cos_PR.shape[1] > x_THD.shape[2] or sin_PR.shape != cos_PR.shape:
+    shape, table = x_THD.shape, cos_PR.shape
+    if len(shape) != 3 or len(table) != 2 or 2 * table[1] > shape[2] or sin_PR.shape != table:
         raise InputError(
             f"x is {tuple(x_THD.shape)} with tables {tuple(cos_PR.shape)} and {tuple(sin_PR.shape)}; expected "
             "[T, H, D] and two [P, R] with 2R <= D",
             field="x",
         )
-    if positions_T.dtype is not torch.int64 or positions_T.shape != x_THD.shape[:1]:
+    if positions_T.dtype is not torch.int64 or positions_T.shape != shape[:1]:
         raise InputError(
             f"positions are {positions_T.dtype} {tuple(positions_T.shape)}; expected int64 [{x_THD.shape[0]}]",
             field="positions",

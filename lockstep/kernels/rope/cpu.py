@@ -17,9 +17,11 @@ from lockstep.kernels import native
 def _turn(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, direction: float) -> Tensor:
     num_tokens, num_heads, head_dim = x.shape
     # Heads that lie side by side may be a part of a wider row, such as the joint projection of q, k and v.
-    if x.stride(2) != 1 or x.stride(1) != head_dim:
-        x = x.contiguous()
-    y = torch.empty(x.shape)
+    if not x.is_contiguous():
+        _, head, element = x.stride()
+        x = x if element == 1 and head == head_dim else x.contiguous()
+    y = torch.empty(num_tokens, num_heads, head_dim)
+    table_rows, num_pairs = cos.shape
     bad = native.lib().ls_rope(
         x.data_ptr(),
         x.stride(0),
@@ -30,8 +32,8 @@ def _turn(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: b
         num_tokens,
         num_heads,
         head_dim,
-        cos.shape[1],
-        cos.shape[0],
+        num_pairs,
+        table_rows,
         interleaved,
         direction,
     )
