@@ -1,4 +1,4 @@
-"""Exact operations for control policies: each has a naive twin (the definition) and a compiled one.
+"""Exact operations for control policies and language models: each has a naive twin (the definition) and a compiled one.
 
 A row's result depends on that row only: not on the batch it is in, its place there, or the number of threads.
 """
@@ -18,6 +18,13 @@ from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
 from lockstep.kernels.normalise import normalise
+from lockstep.kernels.packed_linear import (
+    PackedWeight,
+    grouped_linear,
+    packed_linear,
+    trained_grouped_linear,
+    trained_linear,
+)
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
@@ -34,6 +41,7 @@ __all__ = [
     "Head",
     "Net",
     "Normaliser",
+    "PackedWeight",
     "QGradients",
     "RolloutRows",
     "SumTree",
@@ -48,6 +56,7 @@ __all__ = [
     "gather_rows",
     "gaussian_evaluate",
     "gaussian_sample",
+    "grouped_linear",
     "gru_gates",
     "gru_sequence",
     "linear",
@@ -59,11 +68,14 @@ __all__ = [
     "normalise",
     "nstep_returns",
     "num_threads",
+    "packed_linear",
     "polyak",
     "ppo_surrogate",
     "set_num_threads",
     "squashed_gaussian_head",
     "squashed_gaussian_sample",
+    "trained_grouped_linear",
+    "trained_linear",
     "uniform",
     "uniform_index",
     "vtrace",

@@ -75,6 +75,10 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_normalise": ([_P, _P, _P, _I64], None),
     "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
     "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),
+    "ls_packed_linear": ([_P] * 5 + [_I64], None),
+    "ls_grouped_linear": ([_P] * 3 + [_I64] + [_P] * 3, None),
+    "ls_pack_float": ([_P, _P, _I32, _P], None),
+    "ls_advise_huge_pages": ([_P, _I64], None),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
 }
 
