@@ -56,7 +56,7 @@ def packed_linear(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None = No
         InputError: shapes, dtypes or devices that do not fit; a stack, which is for `grouped_linear`.
     """
     _check(x_MK, packed, bias_N)
-    return _product(x_MK.detach(), packed, None if bias_N is None else bias_N.detach())
+    return _product(x_MK, packed, bias_N)
 
 
 def trained_linear(
@@ -69,7 +69,7 @@ def trained_linear(
             None with a matrix that is not trained: x's gradient then takes the packed one.
 
     Returns:
-        float32 [M, N], differentiable once. The gradient's products run in float32, or in bf16 for the format bf16.
+        float32 [M, N]. The gradient's products run in float32, or in bf16 for the format bf16.
 
     Raises:
         ConfigError: the weight of a quantised format wants a gradient, which integers have not.
@@ -100,8 +100,7 @@ def grouped_linear(
         InputError: as `packed_linear`; starts that do not rise from 0 to M; experts of different layouts.
     """
     first = _check_grouped(x_MK, packed, starts_X1, bias_XN)
-    bias = None if bias_XN is None else bias_XN.detach()
-    return _grouped_product(x_MK.detach(), packed, first, starts_X1, bias)
+    return _grouped_product(x_MK, packed, first, starts_X1, bias_XN)
 
 
 def trained_grouped_linear(
@@ -130,7 +129,8 @@ def trained_grouped_linear(
 def _product(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None) -> Tensor:
     if native.choose(x_MK) == "cpu":
         return cpu.packed_linear(x_MK, packed, bias_N)
-    return naive.packed_linear(x_MK, packed, bias_N)
+    with torch.no_grad():
+        return naive.packed_linear(x_MK, packed, bias_N)
 
 
 def _grouped_product(
@@ -142,7 +142,8 @@ def _grouped_product(
 ) -> Tensor:
     if native.choose(x_MK) == "cpu":
         return cpu.grouped_linear(x_MK, packed, starts_X1, bias_XN)
-    return naive.grouped_linear(x_MK, _experts(packed), starts_X1.tolist(), bias_XN)
+    with torch.no_grad():
+        return naive.grouped_linear(x_MK, _experts(packed), starts_X1.tolist(), bias_XN)
 
 
 def _experts(packed: PackedWeight | Sequence[PackedWeight]) -> list[PackedWeight]:
@@ -156,7 +157,7 @@ def _check(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None) -> None:
         raise InputError(f"packed is a stack of {packed.num_experts}; use grouped_linear", field="packed")
     _check_rows(x_MK, packed)
     if bias_N is not None:
-        _check_bias(bias_N, (packed.num_outputs,))
+        _check_bias(bias_N, (packed.num_outputs,), x_MK)
 
 
 def _check_rows(x_MK: Tensor, packed: PackedWeight) -> None:
@@ -168,9 +169,12 @@ def _check_rows(x_MK: Tensor, packed: PackedWeight) -> None:
         raise InputError(f"x is on {x_MK.device}, the packed matrix on {packed.data.device}; move one", field="x")
 
 
-def _check_bias(bias: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(bias.shape) != shape or bias.dtype != torch.float32:
-        raise InputError(f"bias is {bias.dtype} {list(bias.shape)}; expected float32 {list(shape)}", field="bias")
+def _check_bias(bias: Tensor, shape: tuple[int, ...], x_MK: Tensor) -> None:
+    if tuple(bias.shape) != shape or bias.dtype != torch.float32 or bias.device != x_MK.device:
+        raise InputError(
+            f"bias is {bias.dtype} {list(bias.shape)} on {bias.device}; expected float32 {list(shape)} on {x_MK.device}",
+            field="bias",
+        )
 
 
 def _check_trained(weight: Tensor | None, packed: PackedWeight, shape: tuple[int, ...]) -> None:
@@ -212,5 +216,5 @@ def _check_grouped(
     if starts[0] != 0 or starts[-1] != x_MK.shape[0] or any(b < a for a, b in pairwise(starts)):
         raise InputError(f"starts is {starts}; expected to rise from 0 to {x_MK.shape[0]} rows", field="starts")
     if bias_XN is not None:
-        _check_bias(bias_XN, (num_experts, first.num_outputs))
+        _check_bias(bias_XN, (num_experts, first.num_outputs), x_MK)
     return first

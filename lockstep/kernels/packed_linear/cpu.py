@@ -19,7 +19,7 @@ def packed_linear(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None) -> 
     num_rows = x_MK.shape[0]
     x_MK = native.contiguous(x_MK)
     bias_N = None if bias_N is None else native.contiguous(bias_N)
-    y_MN = torch.empty((num_rows, packed.num_outputs), dtype=torch.float32)
+    y_MN = x_MK.new_empty((num_rows, packed.num_outputs))
     native.lib().ls_packed_linear(
         packed.spec.data_ptr(),
         packed.data.data_ptr(),
@@ -43,7 +43,7 @@ def grouped_linear(
         places = [expert.data.data_ptr() for expert in packed]
     x_MK, starts_X1 = native.contiguous(x_MK), native.contiguous(starts_X1)
     bias_XN = None if bias_XN is None else native.contiguous(bias_XN)
-    y_MN = torch.empty((x_MK.shape[0], first.num_outputs), dtype=torch.float32)
+    y_MN = x_MK.new_empty((x_MK.shape[0], first.num_outputs))
     native.lib().ls_grouped_linear(
         first.spec.data_ptr(),
         native.address_array(places),
