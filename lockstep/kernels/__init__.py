@@ -30,6 +30,7 @@ from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.q_learning import QGradients, TransitionRows
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
+from lockstep.kernels.soft_actor_critic import SoftGradients
 from lockstep.kernels.sumtree import SumTree
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "PackedWeight",
     "QGradients",
     "RolloutRows",
+    "SoftGradients",
     "SumTree",
     "TransitionRows",
     "categorical_evaluate",
