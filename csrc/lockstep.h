@@ -279,3 +279,10 @@ LS_API void ls_grouped_linear(const LsPackedSpec* spec, const uint8_t* const* we
 LS_API void ls_pack_float(const LsPackedSpec* spec, const void* weight, int32_t weight_is_bf16, uint8_t* out);
 // Asks the system to map [start, start + num_bytes) in 2 MB pages; a wish, without effect where there are none.
 LS_API void ls_advise_huge_pages(void* start, int64_t num_bytes);
+
+// Upper limits for benchmarks. ls_peak_operations: num_tasks times num_steps rounds of the widest multiply-add of a kind;
+// returns how many operations (multiplications and additions) that was, 0 where the build lacks the instruction.
+// ls_read_memory reads num_bytes (whole 64 KB) once; the result keeps the loop from being dropped.
+enum LsPeak { LS_PEAK_FP32, LS_PEAK_BF16, LS_PEAK_INT8 };
+LS_API double ls_peak_operations(int32_t kind, int64_t num_steps, int64_t num_tasks);
+LS_API int64_t ls_read_memory(const uint8_t* from, int64_t num_bytes);
