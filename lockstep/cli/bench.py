@@ -12,6 +12,7 @@ BENCHES = {
         "lockstep.cli.bench_control",
         "training steps per second beside Stable-Baselines3 and SBX; predict latency",
     ),
+    "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "server": ("lockstep.cli.bench_server", "policy server under concurrent clients"),
 }
