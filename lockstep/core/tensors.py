@@ -8,6 +8,7 @@ Letters: N rows (outputs of a linear), K columns (its inputs), G = K / group.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from lockstep.core.errors import FormatError
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,32 @@ class TensorSource(Protocol):
     def tokenizer(self) -> Path | dict[str, Any]:
         """A folder with tokenizer files, or the tokenizer's metadata by GGUF key."""
         ...
+
+
+def check_tensors(source: TensorSource, expected: Mapping[str, tuple[int, ...]], *, where: str = "") -> None:
+    """Compare what a source holds with what a model needs, before anything is loaded.
+
+    Args:
+        source: the weights.
+        expected: shape by Hugging Face name.
+        where: the file or folder, for the message.
+
+    Raises:
+        FormatError: tensors are missing, of another shape, or not expected; the first few of each kind are named.
+    """
+    present = source.names()
+    known = set(present)
+    missing = [name for name in expected if name not in known]
+    unexpected = [name for name in present if name not in expected]
+    wrong = [
+        f"{name} {list(source.shape(name))} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in known and source.shape(name) != tuple(shape)
+    ]
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("not expected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if parts:
+        raise FormatError(f"the weights do not fit the model: tensors {'; '.join(parts)}", path=where)
