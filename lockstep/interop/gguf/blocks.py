@@ -22,6 +22,9 @@ Bytes = NDArray[Any]  # uint8; numpy's stubs widen `uint8 & 15`
 
 CHUNK_ELEMENTS = 1 << 20
 
+# Beyond any 16-bit scale times code, and small enough that squares stay finite in the searches.
+LARGEST = 1e9
+
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
 
@@ -78,6 +81,8 @@ def quantise(kind: str, values: NDArray) -> Bytes:
         chunk = flat[start : start + step]
         if block.block_size > 1 and not np.isfinite(chunk).all():
             raise InputError(f"{kind} cannot hold NaN or infinity", field="values")
+        if block.block_size > 1 and kind != "MXFP4" and np.abs(chunk).max(initial=0) > LARGEST:
+            raise InputError(f"values are too large for the 16-bit scale of {kind}", field="values")
         with np.errstate(all="ignore"):
             out[start : start + step] = QUANTISERS[kind](chunk)
     return out.reshape(*values.shape[:-1], -1)

@@ -78,8 +78,8 @@ _ACTIVATIONS = {"gpt2": ("activation_function", "gelu_new")} | dict.fromkeys(
     ("gemma2", "gemma3_text"), ("hidden_activation", "gelu_pytorch_tanh")
 )
 
-# Their q, k and v have biases whatever the config says, so the file need not tell.
-_ALWAYS_BIASED = ("qwen2", "gpt2")
+# The others always have biases on q, k and v, or never.
+_TELLS_BIAS = ("llama", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 
 # Layers of the one size of each that scales attention by the width per head instead of by the head's own width.
 _WIDE_ATTENTION_LAYERS = {"gemma2": 46, "gemma3_text": 62}
@@ -129,7 +129,7 @@ def config_of(file: GGUFFile, family: Family) -> dict[str, Any]:
         config[key] = value
     else:
         config["hidden_act"] = "silu"
-    if name not in _ALWAYS_BIASED:
+    if name in _TELLS_BIAS:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     if name == "llama":
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors

@@ -7,6 +7,7 @@ memory or time. Tensor data is never touched here; `tensor_bytes` is a view into
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import mmap
 import struct
@@ -31,7 +32,7 @@ from lockstep.interop.gguf.formats import (
 
 MAX_FIELDS = 1 << 16
 MAX_TENSORS = 1 << 18
-MAX_ITEMS = 1 << 22
+MAX_ITEMS = 1 << 21
 """Strings and nested arrays inside all arrays of a file together (the largest vocabularies need about 2^20)."""
 MAX_DEPTH = 4
 MAX_KEY_BYTES = 1 << 16
@@ -66,6 +67,8 @@ class TensorInfo:
     type: TensorType
     start: int
     num_bytes: int
+    part: int = 0
+    """Which file of a split model holds it."""
 
     @property
     def row_bytes(self) -> int:
@@ -79,7 +82,7 @@ class GGUFFile:
 
     def __init__(self, data: NDArray[np.uint8], path: str) -> None:
         self.path = path
-        self.data = data
+        self.parts = [data]
         cursor = _Cursor(data, path)
         self.version, num_tensors, num_fields = _read_start(cursor)
         self.metadata = _read_metadata(cursor, num_fields)
@@ -88,12 +91,20 @@ class GGUFFile:
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Map a file and read its header.
+        """Map a file and read its header; of a split model, given its first file, all of them.
 
         Raises:
             FormatError: it is not a readable GGUF file; the message says what is wrong and where.
         """
         path = Path(path)
+        first = cls._open_one(path)
+        count = first.value("split.count")
+        if isinstance(count, int) and count > 1:
+            first._add_parts(path, count)
+        return first
+
+    @classmethod
+    def _open_one(cls, path: Path) -> GGUFFile:
         try:
             if not path.is_file():
                 raise FormatError("is not a file" if path.exists() else "does not exist", path=str(path))
@@ -105,6 +116,24 @@ class GGUFFile:
                 raise
             raise FormatError(f"cannot be read as GGUF: {error}", path=str(path)) from error
         return cls(np.frombuffer(mapped, np.uint8), str(path))
+
+    def _add_parts(self, path: Path, count: int) -> None:
+        ending = f"-00001-of-{count:05d}.gguf"
+        if self.value("split.no") != 0 or not path.name.endswith(ending):
+            raise FormatError(f"is one of {count} files of a model; open the first, named ...{ending}", path=self.path)
+        for number in range(1, count):
+            name = f"{path.name.removesuffix(ending)}-{number + 1:05d}-of-{count:05d}.gguf"
+            part = GGUFFile._open_one(path.with_name(name))
+            if part.value("split.no") != number or part.value("split.count") != count:
+                raise FormatError(f"is not file {number + 1} of {count} as its name says", path=part.path)
+            self.parts += part.parts
+            for tensor, info in part.tensors.items():
+                if tensor in self.tensors:
+                    raise FormatError(f"has tensor {tensor!r}, which an earlier file has too", path=part.path)
+                self.tensors[tensor] = dataclasses.replace(info, part=number)
+        total = self.value("split.tensors.count")
+        if isinstance(total, int) and total != len(self.tensors):
+            raise FormatError(f"speaks of {total} tensors, its files hold {len(self.tensors)}", path=self.path)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray, path: str = "<bytes>") -> GGUFFile:
@@ -124,7 +153,7 @@ class GGUFFile:
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
         """The tensor's bytes as they lie in the file: a view, no copy."""
         info = self.info(name)
-        return self.data[info.start : info.start + info.num_bytes]
+        return self.parts[info.part][info.start : info.start + info.num_bytes]
 
     def value(self, key: str) -> Any:
         """The plain value of a metadata key, None if the file lacks it."""
@@ -250,9 +279,22 @@ def _read_array(cursor: _Cursor, what: str, depth: int) -> Field:
         return Field(ValueType.ARRAY, array != 0 if item_type is ValueType.BOOL else array, item_type)
     cursor.spend_items(count, what)
     if item_type is ValueType.STRING:
-        strings = [cursor.string(what, MAX_STRING_BYTES, "surrogateescape") for _ in range(count)]
-        return Field(ValueType.ARRAY, strings, item_type)
+        return Field(ValueType.ARRAY, _read_strings(cursor, count, what), item_type)
     return Field(ValueType.ARRAY, [_read_array(cursor, what, depth + 1) for _ in range(count)], item_type)
+
+
+def _read_strings(cursor: _Cursor, count: int, what: str) -> list[str]:
+    """As `cursor.string`, without a call for each: a vocabulary has hundreds of thousands."""
+    view, at, size, length_of = cursor.view, cursor.at, cursor.size, _U64.unpack_from
+    strings: list[str] = []
+    for _ in range(count):
+        start = at + 8
+        at = start + length_of(view, at)[0] if start <= size else size + 1
+        if at > size:
+            raise cursor.fail(f"item {len(strings)} of {what} ends after the file: it is truncated or damaged")
+        strings.append(str(view[start:at], "utf-8", "surrogateescape"))
+    cursor.at = at
+    return strings
 
 
 def _alignment(metadata: dict[str, Field], path: str) -> int:

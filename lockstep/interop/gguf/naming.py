@@ -234,7 +234,7 @@ def _match(family: Family, name: str, side: str) -> Match | None:
         if pattern in (template, stem):
             suffix = "" if pattern == template else "." + ending
             if suffix not in ("", ".weight", ".bias") or (suffix == "") != _is_whole(rule):
-                return None
+                continue
             return Match(
                 rule,
                 numbers[0] if "{b}" in pattern else None,

@@ -136,11 +136,15 @@ def _fit_symmetric(x_BSL: Floats, low: int) -> Floats:
     return best
 
 
-_IQ4_BORDERS = (IQ4_VALUES[1:].astype(np.float32) + IQ4_VALUES[:-1]) / 2
+# Nearest code by quarters from -127 to 113: a table look-up instead of a search, off by less than an eighth at borders.
+_QUARTERS = np.arange(-127 * 4, 113 * 4 + 1, dtype=np.float32) / 4
+_IQ4_NEAREST = np.abs(_QUARTERS[:, None] - IQ4_VALUES.astype(np.float32)).argmin(axis=1).astype(np.uint8)
 
 
-def _nearest_iq4(scaled: Floats) -> NDArray[np.intp]:
-    return np.searchsorted(_IQ4_BORDERS, scaled)
+def _nearest_iq4(scaled: Floats) -> Bytes:
+    quarters = np.rint((np.clip(scaled, -127, 113) + np.float32(127)) * np.float32(4)).astype(np.int16)
+    codes: Bytes = _IQ4_NEAREST[quarters]
+    return codes
 
 
 def iq4_nl(values: Floats) -> Bytes:
@@ -153,7 +157,7 @@ def iq4_nl(values: Floats) -> Bytes:
         error = ((scale * levels - values) ** 2).sum(axis=1, keepdims=True)
         best, best_error = np.where(error < best_error, scale, best), np.minimum(error, best_error)
     d_bytes, d = _half(best, "IQ4_NL")
-    codes = _nearest_iq4(_ratio(values, d)).astype(np.uint8)
+    codes = _nearest_iq4(_ratio(values, d))
     return np.concatenate([d_bytes, _pack_nibble_runs(codes, 16)], axis=1)
 
 
