@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from lockstep.core.errors import FormatError
+from lockstep.core.planes import QuantPlanes
 
 
 @dataclass(frozen=True)
-class QuantPlanes:
-    """A block-quantised matrix taken apart, elements in natural order.
+class BlockPlanes:
+    """A file's block-quantised matrix taken apart, elements in natural order; `for_kernels` gives what kernels pack.
 
     The value of element (n, k), with g = k // group, every operation rounded to float32 on its own, is
 
@@ -32,7 +33,7 @@ class QuantPlanes:
     formats that store a value to subtract it is the negated one.
 
     >>> import numpy as np
-    >>> planes = QuantPlanes(np.array([[-8, 7]], np.int8), np.array([[0.5]], np.float32), None, 2, 4, -8, None)
+    >>> planes = BlockPlanes(np.array([[-8, 7]], np.int8), np.array([[0.5]], np.float32), None, 2, 4, -8, None)
     >>> planes.dequantise().tolist()
     [[-4.0, 3.5]]
     """
@@ -64,6 +65,21 @@ class QuantPlanes:
                 grouped += self.minimums[:, :, None]
         return grouped.reshape(num_rows, num_columns)
 
+    def for_kernels(self) -> QuantPlanes:
+        """The same values with codes that are multiplied as they are: 4 bits where at most 16 values occur, else 8."""
+        values = self.codes if self.table is None else self.table[self.codes]
+        table = None if self.table is None else tuple(int(value) for value in self.table)
+        if self.bits <= 4 and table is None and not -8 <= self.low <= 8 - 2**self.bits:
+            table = tuple(range(self.low, self.low + 16))
+        return QuantPlanes(
+            codes_NK=torch.from_numpy(values),
+            scale_NB=torch.from_numpy(self.scales),
+            minimum_NB=None if self.minimums is None else torch.from_numpy(self.minimums),
+            group=self.group,
+            bits=4 if self.bits <= 4 else 8,
+            table=table if self.bits <= 4 else None,
+        )
+
 
 class QuantisedTensor(Protocol):
     """A matrix as it lies in the file, in quantised blocks along its columns."""
@@ -83,7 +99,7 @@ class QuantisedTensor(Protocol):
         """[N, bytes of a row], rows in the order of the Hugging Face tensor."""
         ...
 
-    def planes(self, start: int = 0, stop: int | None = None) -> QuantPlanes:
+    def planes(self, start: int = 0, stop: int | None = None) -> BlockPlanes:
         """Rows [start, stop) taken apart."""
         ...
 
@@ -123,7 +139,8 @@ class TensorSource(Protocol):
         ...
 
     def tokenizer(self) -> Path | dict[str, Any]:
-        """A folder with tokenizer files, or the tokenizer's metadata by GGUF key."""
+        """A folder with tokenizer files, or the tokenizer's metadata as plain values by GGUF key, with
+        `general.architecture` and `general.name`."""
         ...
 
 

@@ -24,6 +24,13 @@ from lockstep.interop.gguf.writer import TensorData, write_gguf
 # One-dimensional tensors and these stay plain numbers in any file.
 _KEPT_PLAIN = ("*.ffn_gate_inp.weight", "position_embd.weight", "*norm.weight", rope_scaling.TENSOR)
 
+# Readers expect these types, which a plain list of numbers does not tell.
+_TOKEN_ARRAYS = {
+    "tokenizer.ggml.token_type": np.int32,
+    "tokenizer.ggml.scores": np.float32,
+    "tokenizer.ggml.precompiled_charsmap": np.uint8,
+}
+
 _STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -90,7 +97,11 @@ def _metadata(
 
 def _tokenizer_fields(source: TensorSource, config: dict[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
     own = source.tokenizer()
-    fields: dict[str, Any] = dict(given) if given is not None else (own if isinstance(own, dict) else {})
+    whole = dict(given) if given is not None else (own if isinstance(own, dict) else {})
+    fields: dict[str, Any] = {key: value for key, value in whole.items() if key.startswith("tokenizer.")}
+    for key, dtype in _TOKEN_ARRAYS.items():
+        if key in fields:
+            fields[key] = np.asarray(fields[key], dtype)
     if not fields:
         fields = {"tokenizer.ggml.model": "none"}
     for key, hf_key in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lockstep.core.errors import FormatError, InputError, unknown_name
-from lockstep.core.tensors import QuantPlanes
+from lockstep.core.tensors import BlockPlanes
 from lockstep.interop.gguf.blocks import READABLE, dequantise
 from lockstep.interop.gguf.configs import config_of, family_of_file, generation_config_of
 from lockstep.interop.gguf.container import GGUFFile, TensorInfo
@@ -44,7 +44,7 @@ class GGUFBlocks:
     data: NDArray[np.uint8]
     """[N, bytes of a row]."""
 
-    def planes(self, start: int = 0, stop: int | None = None) -> QuantPlanes:
+    def planes(self, start: int = 0, stop: int | None = None) -> BlockPlanes:
         rows = self.data[start:stop]
         return unpack(self.kind, rows, (len(rows), self.shape[1]))
 
@@ -93,8 +93,13 @@ class GGUFSource:
         return list(self._parts)
 
     def tokenizer(self) -> dict[str, Any]:
-        """Plain values of every `tokenizer.*` key: lists of str, numpy arrays, numbers."""
-        return {key: field.value for key, field in self.file.metadata.items() if key.startswith("tokenizer.")}
+        """Plain values (lists, str, numbers) of every `tokenizer.*` key, and what names the model."""
+        named = ("general.architecture", "general.name")
+        return {
+            key: field.value.tolist() if isinstance(field.value, np.ndarray) else field.value
+            for key, field in self.file.metadata.items()
+            if key.startswith("tokenizer.") or key in named
+        }
 
     def transposed(self, name: str) -> bool:
         part = self._part(name)

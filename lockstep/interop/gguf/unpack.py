@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.core.errors import FormatError
-from lockstep.core.tensors import QuantPlanes
+from lockstep.core.tensors import BlockPlanes
 from lockstep.interop.gguf.formats import BY_NAME, TensorType
 
 Bytes = NDArray[Any]  # uint8; numpy's stubs widen `uint8 & 15`
@@ -176,7 +176,7 @@ LAYOUTS: dict[str, BlockLayout] = {
 }
 
 
-def unpack(kind: str, data: Bytes, shape: tuple[int, int]) -> QuantPlanes:
+def unpack(kind: str, data: Bytes, shape: tuple[int, int]) -> BlockPlanes:
     """Take a quantised matrix apart.
 
     Args:
@@ -196,7 +196,7 @@ def unpack(kind: str, data: Bytes, shape: tuple[int, int]) -> QuantPlanes:
         raise FormatError(f"{data.size} bytes are not a {kind} matrix of {num_rows} x {num_columns}")
     with np.errstate(all="ignore"):
         codes, scales, minimums = layout.split(np.ascontiguousarray(data).reshape(-1, block.block_bytes))
-    return QuantPlanes(
+    return BlockPlanes(
         codes.view(np.int8).reshape(num_rows, num_columns),
         scales.reshape(num_rows, -1),
         None if minimums is None else minimums.reshape(num_rows, -1),

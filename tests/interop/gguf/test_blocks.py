@@ -63,6 +63,11 @@ def test_planes(kind: str) -> None:
     assert planes.scales.shape == (33, num_columns // planes.group)
     assert planes.minimums is None or planes.minimums.shape == planes.scales.shape
     assert same_bits(planes.dequantise(), judge(kind, raw))
+    kernel = planes.for_kernels()
+    assert same_bits(kernel.dequantise().numpy(), planes.dequantise())
+    values = set(kernel.codes_NK.flatten().tolist())
+    assert values <= set(kernel.table or (range(-8, 8) if kernel.bits == 4 else range(-128, 128)))
+    assert (kernel.bits == 4) == (layout.bits <= 4)
     part = GGUFBlocks(kind, (33, num_columns), raw).planes(5, 9)
     assert np.array_equal(part.codes, planes.codes[5:9])
     assert same_bits(part.dequantise(), planes.dequantise()[5:9])

@@ -107,6 +107,7 @@ def test_quantised_blocks_are_the_tensors(name: str, kind: str, tiny: Tiny, tmp_
             values = torch.from_numpy(blocks.dequantise())
             assert torch.equal(values.t() if source.transposed(tensor) else values, got)
             assert np.array_equal(blocks.planes().dequantise(), blocks.dequantise())
+            assert np.array_equal(blocks.planes().for_kernels().dequantise().numpy(), blocks.dequantise())
     assert num_quantised >= 9
 
 
@@ -268,13 +269,24 @@ def test_special_ids_and_sampling_defaults(tmp_path: Path) -> None:
         "tokenizer.ggml.eot_token_id": 5,
         "tokenizer.ggml.eom_token_id": 2,
         "tokenizer.ggml.tokens": ["a", "b"],
+        "tokenizer.ggml.token_type": np.array([1, 3], np.int32),
+        "tokenizer.ggml.scores": np.array([0.5, -1.0], np.float32),
         "general.sampling.temp": 0.7,
         "general.sampling.top_k": 20,
     }
     write_gguf(tmp_path / "x.gguf", fields, {"token_embd.weight": tensor(10, 32)})
     source = GGUFSource.open(tmp_path / "x.gguf")
     assert source.generation_config() == {"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.7, "top_k": 20}
-    assert source.tokenizer()["tokenizer.ggml.tokens"] == ["a", "b"]
+    tokenizer = source.tokenizer()
+    assert tokenizer["tokenizer.ggml.tokens"] == ["a", "b"]
+    assert tokenizer["tokenizer.ggml.token_type"] == [1, 3]
+    assert tokenizer["general.architecture"] == "llama"
+    save_gguf(tmp_path / "again.gguf", source)
+    before, after = source.file.metadata, GGUFFile.open(tmp_path / "again.gguf").metadata
+    for key in tokenizer:
+        assert after[key].type is before[key].type
+        assert after[key].item_type is before[key].item_type
+        assert np.array_equal(after[key].value, before[key].value)
     assert source.config()["vocab_size"] == 10
     assert source.config()["tie_word_embeddings"]
 
