@@ -160,7 +160,11 @@ def _classes() -> tuple[type, type]:
                 return False
             return super().is_safe_attribute(obj, attr, value)
 
-        def getattr(self, obj: Any, attribute: str) -> Any:
+        def getattr(
+            self,
+            obj: Any,
+            attribute: str,
+        ) -> Any:
             _checked_format(obj, attribute)
             return super().getattr(obj, attribute)
 
