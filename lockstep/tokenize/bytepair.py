@@ -140,8 +140,9 @@ def build_byte_level(tokens: Sequence[str], kinds: Sequence[int], merges: Sequen
 class LibraryEncoder:
     """Text to ids by a `tokenizers.Tokenizer`.
 
-    The library keeps "special tokens are plain text" as a state of the object, so the rarely used second meaning gets
-    its own copy instead of a switch that another thread could see half way.
+    The library keeps "special tokens are plain text" as a state of the object, so that meaning gets its own copy instead
+    of a switch that another thread could see half way. The copy is made when a text first needs it: one that spells
+    no special token reads the same either way.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -150,18 +151,22 @@ class LibraryEncoder:
         self._parsing = tokenizer
         self._plain: Any = None
         self._lock = threading.Lock()
+        special = [token for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        self._special = [token.content for token in special]
+        self._always_copy = any(token.normalized for token in special)  # may match what the text does not spell
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Ids of a text, without bos or eos."""
-        return list(self._pick(parse_special).encode(text, add_special_tokens=False).ids)
+        return list(self._pick((text,), parse_special).encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
         """`encode` of each text, in parallel inside the library."""
-        encodings = self._pick(parse_special).encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._pick(texts, parse_special).encode_batch_fast(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
-    def _pick(self, parse_special: bool) -> Any:
-        if parse_special:
+    def _pick(self, texts: Sequence[str], parse_special: bool) -> Any:
+        spelt = self._always_copy or any(special in text for text in texts for special in self._special)
+        if parse_special or not spelt:
             return self._parsing
         with self._lock:
             if self._plain is None:

@@ -186,6 +186,68 @@ def test_folder_agrees_with_transformers(tmp_path: Path) -> None:
         assert ours.decode(ids, skip_special=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
+def _spm_folder(path: Path, metadata: dict[str, Any]) -> None:
+    """The llama-spm vocabulary as the tokenizer.json that Llama 2 and Mistral models have."""
+    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    pairs = [
+        (-scores[index], token[:cut], token[cut:])
+        for token, index in vocab.items()
+        for cut in range(1, len(token))
+        if index > 258 and token[:cut] in vocab and token[cut:] in vocab
+    ]
+    parts = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    prefix = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    bos = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    description = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(0, "<unk>"), _added(1, "<s>"), _added(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": prefix},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": bos,
+        },
+        "decoder": {"type": "Sequence", "decoders": parts},
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [f"{left} {right}" for _, left, right in sorted(pairs)],
+        },
+    }
+    (path / "tokenizer.json").write_text(json.dumps(description))
+    (path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+
+
+def test_sentencepiece_folder_agrees_with_the_gguf_of_the_same_vocabulary(
+    tmp_path: Path, metadata_of: Any, vectors_of: Any, vocabulary_of: Any
+) -> None:
+    _spm_folder(tmp_path, metadata_of("llama-spm"))
+    folder, gguf = Tokenizer.from_folder(tmp_path), vocabulary_of("llama-spm")
+    assert (folder.bos_id, folder.eos_ids, folder.vocab_size) == (1, (2,), 32000)
+    for text, ids in vectors_of("llama-spm"):
+        if not text:
+            continue
+        assert folder.encode(text, add_special=True, parse_special=True) == [1, *ids]
+        assert folder.encode(text, add_special=True, parse_special=False) == [1, *ids]
+        assert folder.decode([1, *ids], skip_special=True) == text
+        assert folder.decode([1, *ids, 2], skip_special=False) == gguf.decode([1, *ids, 2], skip_special=False)
+    assert [folder.token_bytes(i) for i in range(32000)] == [gguf.token_bytes(i) for i in range(32000)]
+
+
 def test_importing_lockstep_imports_no_tokenizer_package() -> None:
     code = (
         "import sys, lockstep, lockstep.tokenize.tokenizer, lockstep.tokenize.chat, lockstep.tokenize.grammar;"
