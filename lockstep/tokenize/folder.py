@@ -12,6 +12,7 @@ from lockstep.tokenize.bytepair import LibraryEncoder
 from lockstep.tokenize.vocabulary import Kind, Spelling, Vocabulary, end_ids
 
 _PROBE = "a"
+_SPARE_IDS = 1 << 17  # unassigned ids that a sound vocabulary may have
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -87,19 +88,40 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     if isinstance(declared, str):
         found["default"] = declared
-    elif isinstance(declared, list):
-        found.update({str(item["name"]): str(item["template"]) for item in declared})
+    elif declared is not None:
+        found.update(_named_templates(declared))
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
+        found[path.stem] = _read_text(path)
     if (folder / "chat_template.jinja").is_file():
-        found["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        found["default"] = _read_text(folder / "chat_template.jinja")
     return found
+
+
+def _named_templates(declared: Any) -> dict[str, str]:
+    try:
+        return {str(item["name"]): str(item["template"]) for item in declared}
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            "chat_template in tokenizer_config.json is neither a text nor a list of objects with name and template",
+            field="chat_template",
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}", field=path.name) from error
 
 
 def _tokens(library: Any) -> tuple[list[str], list[int]]:
     vocab: dict[str, int] = library.get_vocab(with_added_tokens=True)
     added = library.get_added_tokens_decoder()
     size = 1 + max([*vocab.values(), *added], default=-1)
+    if size > 4 * len(vocab) + _SPARE_IDS:
+        raise InputError(
+            f"tokenizer.json has {len(vocab)} tokens with ids up to {size - 1}; it is damaged", field="vocab"
+        )
     tokens, kinds = [""] * size, [int(Kind.UNUSED)] * size
     for token, index in vocab.items():
         tokens[index], kinds[index] = token, int(Kind.NORMAL)

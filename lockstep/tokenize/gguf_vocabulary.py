@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.tokenize.bytepair import LibraryEncoder, build_byte_level, pre_tokenizer
 from lockstep.tokenize.sentencepiece import SentencePieceEncoder
@@ -18,6 +20,8 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) 
     value = metadata.get(_PREFIX + key)
     if value is None:
         return []
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InputError(f"{_PREFIX}{key} is {type(value).__name__}; expected a list", field=_PREFIX + key)
     wrong = next((item for item in value if not isinstance(item, kind)), None)
@@ -97,6 +101,14 @@ def _around(metadata: Mapping[str, Any], size: int, add_bos: bool) -> tuple[tupl
     return before, after
 
 
+def _with_llama_ids(metadata: Mapping[str, Any], kinds: list[int]) -> Mapping[str, Any]:
+    """Old SentencePiece files leave out the ids that Llama's own vocabulary has."""
+    usual = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    special = (Kind.UNKNOWN, Kind.CONTROL)
+    known = {_PREFIX + key: index for key, index in usual.items() if index < len(kinds) and kinds[index] in special}
+    return {**known, **metadata}
+
+
 def _facts(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int], add_bos: bool) -> dict[str, Any]:
     size = len(tokens)
     prefix, suffix = _around(metadata, size, add_bos)
@@ -137,6 +149,7 @@ def _sentencepiece(
     wrong = next((t for t, kind in zip(tokens, kinds, strict=True) if kind == Kind.BYTE and not _is_byte(t)), None)
     if wrong is not None:
         raise InputError(f"byte token {wrong!r}; expected <0x00> to <0xFF>", field="tokenizer.ggml.tokens")
+    metadata = _with_llama_ids(metadata, kinds)
     space = _flag(metadata, "add_space_prefix", True)
     vocabulary = Vocabulary(
         spelling=Spelling.SENTENCE_PIECE, strip_first_space=space, **_facts(metadata, tokens, kinds, True)

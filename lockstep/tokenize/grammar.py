@@ -96,10 +96,11 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, num_logits: int) -> None:
         self._tokenizer = tokenizer
-        self.eos_token_id = tokenizer.eos_ids[0]
+        eos_ids = [index for index in tokenizer.eos_ids if index < num_logits]
+        self.eos_token_id = eos_ids[0]
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(index) for index in range(num_logits)]
-        self.special_token_ids = sorted(tokenizer.special_ids | set(tokenizer.eos_ids))
+        self.special_token_ids = sorted(tokenizer.special_ids | set(eos_ids))
         self._by_bytes: dict[bytes, int] = {}
 
     def __call__(self, text: bytes | str) -> list[int]:
@@ -148,14 +149,15 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, *, num_logits: int | None = None) -> None:
         self._library = require("llguidance", extra="grammar")
-        if not tokenizer.eos_ids:
-            raise ConfigError("structured output needs a vocabulary with an eos token, to end the text with")
         self.num_logits = tokenizer.vocab_size if num_logits is None else num_logits
+        eos_ids = [index for index in tokenizer.eos_ids if index < self.num_logits]
+        if not eos_ids:
+            raise ConfigError("structured output needs an eos token among the model's logits, to end the text with")
         if self.num_logits < tokenizer.vocab_size:
             raise ConfigError(f"num_logits={num_logits} for {tokenizer.vocab_size} tokens; expected at least as many")
         wrapper = self._library.TokenizerWrapper(_Vocabulary(tokenizer, self.num_logits))
-        self._tokenizer = self._library.LLTokenizer(wrapper, self.num_logits, eos_token=list(tokenizer.eos_ids))
-        self._eos_ids = frozenset(tokenizer.eos_ids)
+        self._tokenizer = self._library.LLTokenizer(wrapper, self.num_logits, eos_token=eos_ids)
+        self._eos_ids = frozenset(eos_ids)
         self._compiled: OrderedDict[GrammarSpec, Any] = OrderedDict()
 
     def compile(self, spec: GrammarSpec) -> GrammarMatcher:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lockstep.core.errors import ConfigError, InputError
+from lockstep.core.errors import ConfigError, InputError, LockstepError
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.vocabulary import CHARACTER_OF_BYTE
 
@@ -110,6 +113,65 @@ def test_lone_surrogate_is_refused(vocabulary_of: Any) -> None:
 def test_damaged_metadata_is_named(change: dict[str, Any], error: type, match: str, metadata_of: Any) -> None:
     with pytest.raises(error, match=match):
         Tokenizer.from_gguf_metadata({**metadata_of("llama-spm"), **change})
+
+
+_junk = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=3),
+    st.lists(st.one_of(st.text(max_size=3), st.integers(-3, 9), st.floats()), max_size=12),
+)  # fmt: skip
+_KEYS = [
+    *("model", "pre", "tokens", "scores", "token_type", "merges", "bos_token_id", "eos_token_id", "eot_token_id"),
+    *("unknown_token_id", "padding_token_id", "add_bos_token", "add_eos_token", "add_space_prefix"),
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(["gpt2", "llama"]), st.dictionaries(st.sampled_from(_KEYS), _junk, max_size=4))
+def test_hostile_metadata_is_refused_or_works(model: str, junk: dict[str, Any]) -> None:
+    spelt = ["<unk>", "<s>", "</s>", "<0x61>", "a", "b", "ab", "Ġ", "▁", "▁a"]
+    sound = {
+        "model": model,
+        "tokens": spelt,
+        "scores": [0.0, 0.0, 0.0, 0.0, -3.0, -4.0, -1.0, -5.0, -6.0, -2.0],
+        "token_type": [2, 3, 3, 6, 1, 1, 1, 1, 1, 1],
+        "merges": ["a b"],
+    }
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in {**sound, **junk}.items()}
+    try:
+        tokenizer = Tokenizer.from_gguf_metadata(metadata)
+    except LockstepError:
+        return
+    ids = tokenizer.encode("ab a</s>é", add_special=True, parse_special=True)
+    assert all(0 <= index < tokenizer.vocab_size for index in ids)
+    assert isinstance(tokenizer.decode(ids, skip_special=False), str)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_damaged_folders_are_refused_or_work(name: str, tmp_path: Path) -> None:
+    _tiny_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    sound = (tmp_path / name).read_bytes()
+    draw = random.Random(name)
+    for _ in range(25):
+        damaged = bytearray(sound)
+        for _ in range(draw.randint(1, 3)):
+            damaged[draw.randrange(len(damaged))] = draw.choice(b'"{}[]:,1x\\\xff\x00')
+        (tmp_path / name).write_bytes(damaged[: draw.choice([len(damaged), draw.randrange(len(damaged))])])
+        try:
+            tokenizer = Tokenizer.from_folder(tmp_path)
+        except LockstepError:
+            continue
+        assert tokenizer.vocab_size > 0
+
+
+def test_an_id_far_away_does_not_take_all_memory(tmp_path: Path) -> None:
+    description = _tiny_folder(tmp_path)
+    description["model"]["vocab"]["far"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="damaged"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def _added(index: int, content: str, special: bool = True) -> dict[str, Any]:
