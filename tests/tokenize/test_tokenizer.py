@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.core.errors import ConfigError, InputError, LockstepError
+from lockstep.tokenize.bytepair import PRE_TOKENIZERS
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.vocabulary import CHARACTER_OF_BYTE
 
@@ -317,3 +318,20 @@ def test_importing_lockstep_imports_no_tokenizer_package() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_every_pre_tokeniser_cuts_words_and_loses_nothing(pre: str) -> None:
+    tokens = [*CHARACTER_OF_BYTE.values(), "he", "Ġhe"]
+    tokenizer = Tokenizer.from_gguf_metadata(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": ["h e", "Ġ he"],
+        }
+    )
+    text = "I'LL go, he's 12345 años\r\n\n  \tщюж 日本語でも カナ한국어!?…\u0301 //x <|a|> \U0001fae0 HelloWorld they've   "
+    ids = tokenizer.encode(text, add_special=False, parse_special=False)
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert tokenizer.encode(" he", add_special=False, parse_special=False) == [257]
