@@ -1,0 +1,129 @@
+"""The layers of a decoder one after another: op by op where gradients or odd layers ask for it, else in one compiled call.
+
+Legend: T packed tokens, E model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.core.batch import ForwardBatch
+from lockstep.kernels import native
+from lockstep.kernels.attention import KVCache
+from lockstep.kernels.decoder import MAX_PACKS, DecoderStack, LayerParts, LinearParts, StackSizes
+from lockstep.kernels.packed_linear import PackedWeight
+from lockstep.layers.decoder import PreNormLayer, SandwichLayer, Stream, open_stream
+from lockstep.layers.gated import GatedMLP
+from lockstep.layers.projection import Projection
+from lockstep.layers.rotary import Angles
+from lockstep.layers.token_norm import RMSNorm
+
+Layer = PreNormLayer | SandwichLayer
+
+
+class DecoderLayers(nn.ModuleList):
+    """A module list that runs itself. The compiled call makes the calls that the layers make: one set of bits.
+
+    What it keeps of the weights follows `Projection.packs`, moves and state dicts. Whoever puts other tensors into
+    parameters behind the modules' backs calls `forget`.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__(layers)
+        self._list = list(layers)
+        self._seen: list[tuple[Projection, list[PackedWeight]]] = []
+        self._stack: DecoderStack | None = None
+        self._one_call = all(isinstance(layer.mlp, GatedMLP) for layer in self._list)
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+
+    def run(
+        self, x_TE: Tensor, norm: RMSNorm, batch: ForwardBatch, angles: Sequence[Angles], cache: KVCache | None
+    ) -> Tensor:
+        """The embedded tokens -> the hidden state after all layers and `norm`; `angles` for each layer."""
+        stream: Stream = x_TE, None
+        if self._one_call and cache is not None and not torch.is_grad_enabled() and native.choose(x_TE) == "cpu":
+            stack = self._compiled()
+            if stack is not None:
+                stream = stack.run(x_TE, batch, angles, cache.layers)
+                return open_stream(stream, norm)[0]
+        for index, layer in enumerate(self._list):
+            stream = layer(stream, batch, angles[index], cache.layers[index] if cache else None)
+        return open_stream(stream, norm)[0]
+
+    def forget(self) -> None:
+        """The tensors of parameters have changed: read their addresses again."""
+        self._stack, self._seen = None, []
+
+    def _compiled(self) -> DecoderStack | None:
+        stale = self._stack is None
+        for projection, seen in self._seen:
+            if projection.packs() is not seen:
+                stale = True
+        if stale:
+            linears = [linear for layer in self._list for linear in _linears(layer)]
+            self._seen = [(linear, linear.packs()) for linear in linears]
+            self._stack = None
+            if all(1 <= len(packs) <= MAX_PACKS for _, packs in self._seen):
+                self._stack = DecoderStack(_sizes(self._list[0]), [_parts(layer) for layer in self._list])
+        return self._stack
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DecoderLayers:
+        """Moving a module replaces the tensors of its parameters."""
+        self.forget()
+        super()._apply(fn, recurse)
+        return self
+
+
+def _linears(layer: Layer) -> tuple[Projection, ...]:
+    assert isinstance(layer.mlp, GatedMLP)
+    return layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down
+
+
+def _sizes(layer: Layer) -> StackSizes:
+    attention, mlp = layer.attention.config, layer.mlp
+    assert isinstance(mlp, GatedMLP)
+    return StackSizes(
+        width=attention.width,
+        num_heads=attention.num_heads,
+        kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        hidden=mlp.down.in_size,
+        gate=mlp.kind,
+    )
+
+
+def _parts(layer: Layer) -> LayerParts:
+    config, attention = layer.attention.config, layer.attention
+    qkv, out, gate_up, down = (LinearParts(tuple(one.packs()), _detached(one.bias)) for one in _linears(layer))
+    sandwich = layer if isinstance(layer, SandwichLayer) else None
+    return LayerParts(
+        attention_norm=layer.attention_norm.weight.detach(),
+        attention_out_norm=_weight(sandwich.attention_out_norm if sandwich else None),
+        mlp_norm=layer.mlp_norm.weight.detach(),
+        mlp_out_norm=_weight(sandwich.mlp_out_norm if sandwich else None),
+        q_norm=_weight(attention.q_norm),
+        k_norm=_weight(attention.k_norm),
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        eps=layer.attention_norm.eps,
+        offset=layer.attention_norm.offset,
+        qk_eps=config.qk_norm_eps or 0.0,
+        qk_offset=config.qk_norm_offset,
+        scale=config.scale,
+        softcap=config.softcap,
+        window=config.window,
+    )
+
+
+def _weight(norm: RMSNorm | None) -> Tensor | None:
+    return None if norm is None else norm.weight.detach()
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
