@@ -1,5 +1,4 @@
 """Exact operations of policies and language models: each has a naive twin (the definition) and a compiled one.
-"""Exact operations for control policies and language models: each has a naive twin (the definition) and a compiled one.
 
 A row's result depends on that row only: not on the batch it is in, its place there, or the number of threads.
 """

@@ -84,6 +84,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_advise_huge_pages": ([_P, _I64], None),
     "ls_peak_operations": ([_I32, _I64, _I64], _F64),
     "ls_read_memory": ([_P, _I64], _I64),
+    "ls_decoder": ([_P] * 3 + [_I64, _P], _I64),
+    "ls_decoder_scratch": ([_P], _I64),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
     "ls_attention": ([_P], _I64),
     "ls_token_logprobs": ([_P] * 2 + [_F32, _P] + [_I64] * 2, _I64),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lockstep.kernels import native
 
-_NUMBERS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 """LsGate of csrc/language.h."""
 
 
@@ -68,15 +68,15 @@ def activate(x: Tensor, kind: str) -> Tensor:
     """See `lockstep.kernels.activate`."""
     x = native.contiguous(x)
     if torch.is_grad_enabled() and x.requires_grad:
-        out: Tensor = _Activate.apply(x, _NUMBERS[kind])  # type: ignore[no-untyped-call]
+        out: Tensor = _Activate.apply(x, GATES[kind])  # type: ignore[no-untyped-call]
         return out
-    return _activate(x, _NUMBERS[kind])
+    return _activate(x, GATES[kind])
 
 
 def gated(gate_up_T2F: Tensor, kind: str) -> Tensor:
     """See `lockstep.kernels.gated`."""
     gate_up = native.contiguous(gate_up_T2F)
     if torch.is_grad_enabled() and gate_up.requires_grad:
-        out: Tensor = _Gated.apply(gate_up, _NUMBERS[kind])  # type: ignore[no-untyped-call]
+        out: Tensor = _Gated.apply(gate_up, GATES[kind])  # type: ignore[no-untyped-call]
         return out
-    return _gated(gate_up, _NUMBERS[kind])
+    return _gated(gate_up, GATES[kind])

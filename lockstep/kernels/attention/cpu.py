@@ -95,11 +95,11 @@ def paged(
     )
     bad = native.lib().ls_attention(ctypes.addressof(call))
     if bad != -1:
-        raise _refused(batch, cache, bad)
+        raise refused(batch, cache, bad)
     return out
 
 
-def _refused(batch: ForwardBatch, cache: LayerCache, code: int) -> InputError:
+def refused(batch: ForwardBatch, cache: LayerCache, code: int) -> InputError:
     if code >= 0:
         return InputError(
             f"sequence {code} of {int(batch.context_lens[code])} keys has pages {batch.pages_SP[code].tolist()}; expected "
