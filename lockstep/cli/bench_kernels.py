@@ -20,7 +20,6 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError, LockstepError, unknown_name
