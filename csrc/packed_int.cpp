@@ -121,10 +121,8 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
       constexpr int STEPS = SUB / (KIND == LS_PACKED_BYTES ? 4 : 8);
 #pragma GCC unroll 8
       for (int p = 0; p < STEPS; p++, w += 4 * INT_PANEL) {
-        if (MR < TILE_ROWS) {  // full tiles are bound by arithmetic, and the lines would push theirs out: 5 % at 512 rows
-          __builtin_prefetch(w + PREFETCH_AHEAD);
-          __builtin_prefetch(w + PREFETCH_AHEAD + 64);
-        }
+        __builtin_prefetch(w + PREFETCH_AHEAD);
+        __builtin_prefetch(w + PREFETCH_AHEAD + 64);
         if (MR <= 2) asm volatile("" ::: "memory");  // keeps the prefetches apart, which the compiler would gather
         vi row[NV];
 #pragma GCC unroll 8
