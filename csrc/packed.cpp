@@ -8,7 +8,7 @@
 namespace {
 
 constexpr i64 TASK_BYTES = 1 << 16;  // weights a task reads at least, so that taking it costs little beside
-constexpr i64 TASK_ROWS = 240;       // a multiple of every tile height
+constexpr i64 TASK_INPUTS = 1 << 19;  // inputs of all rows of a task, about what the second-level cache keeps as int8
 
 struct Expert {
   const uint8_t* weight;
@@ -29,9 +29,11 @@ void run(const LsPackedSpec& spec, Expert* experts, i64 num_experts, const float
     int_rows = prepare_int_rows(spec, x, num_rows);
   const i64 panels_per_task = num_rows > TILE_ROWS || bytes >= TASK_BYTES ? 1 : (TASK_BYTES + bytes - 1) / bytes;
   const i64 panel_parts = (num_panels + panels_per_task - 1) / panels_per_task;
+  i64 task_rows = TASK_INPUTS / spec.num_inputs / 6 * 6;
+  task_rows = task_rows < 48 ? 48 : task_rows > 240 ? 240 : task_rows;  // a multiple of every tile height
   i64 num_tasks = 0;
   for (i64 e = 0; e < num_experts; e++) {
-    experts[e].row_parts = (experts[e].row_hi - experts[e].row_lo + TASK_ROWS - 1) / TASK_ROWS;
+    experts[e].row_parts = (experts[e].row_hi - experts[e].row_lo + task_rows - 1) / task_rows;
     experts[e].first_task = num_tasks;
     num_tasks += experts[e].row_parts * panel_parts;
   }
@@ -50,8 +52,8 @@ void run(const LsPackedSpec& spec, Expert* experts, i64 num_experts, const float
     job.panel = expert.weight + first_panel * bytes;
     job.num_panels = num_panels - first_panel < panels_per_task ? num_panels - first_panel : panels_per_task;
     job.first_column = first_panel * panel;
-    job.row_lo = expert.row_lo + part * TASK_ROWS;
-    job.row_hi = job.row_lo + TASK_ROWS < expert.row_hi ? job.row_lo + TASK_ROWS : expert.row_hi;
+    job.row_lo = expert.row_lo + part * task_rows;
+    job.row_hi = job.row_lo + task_rows < expert.row_hi ? job.row_lo + task_rows : expert.row_hi;
     job.bias = expert.bias;
     job.y = y;
     if (floats)

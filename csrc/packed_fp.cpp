@@ -153,8 +153,8 @@ void run_float_panels(const PanelJob& job, const FloatRows& rows) {
     const int32_t* w = (const int32_t*)job.panel + panel * steps * FLOAT_PANEL;
     for (i64 p = 0; p < steps; p += block) {
       const i64 now = steps - p < block ? steps - p : block;
-      for (i64 i = job.row_lo; i < job.row_hi; i += TILE_ROWS) {
-        const int mr = (int)(job.row_hi - i < TILE_ROWS ? job.row_hi - i : TILE_ROWS);
+      for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
+        mr = tile_rows(job.row_hi - i, TILE_ROWS);
         const i64 vectors = mr == 1 ? WIDE : TILE_VECTORS;
         for (i64 j = 0; j < FLOAT_PANEL && column + j < num_outputs; j += vectors * VLEN)
           tiles[pairs][mr - 1]((const int32_t*)rows.data + i * rows.stride + p, rows.stride, w + p * FLOAT_PANEL + j,

@@ -250,8 +250,8 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
     a.unit_bytes = code_bytes + number_bytes;
     a.bias = job.bias ? job.bias + column : nullptr;
     a.num = spec.num_outputs - column;
-    for (i64 i = job.row_lo; i < job.row_hi; i += MAX_ROWS) {
-      const i64 mr = job.row_hi - i < MAX_ROWS ? job.row_hi - i : MAX_ROWS;
+    for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
+      mr = tile_rows(job.row_hi - i, MAX_ROWS);
       a.x = rows.codes + i * num_inputs;
       a.scale = rows.scale + i * (num_inputs / ROW_BLOCK);
       a.start = rows.start + i * (num_inputs / sub);
