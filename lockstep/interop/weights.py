@@ -1,0 +1,36 @@
+"""Whatever a user calls a model: a GGUF file, a model folder or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lockstep.core.errors import InputError
+from lockstep.core.tensors import TensorSource
+from lockstep.interop.gguf.source import GGUFSource
+from lockstep.interop.hf.folder import HFFolder
+
+
+def open_weights(
+    model: str | Path, *, revision: str | None = None, cache: Path | None = None, offline: bool = False
+) -> TensorSource:
+    """Open a model for reading.
+
+    Args:
+        model: a `.gguf` file (of a split model the first), a folder with `config.json`, a folder with one `.gguf` file,
+            or `organisation/name` on the hub.
+        revision, cache, offline: of the hub.
+
+    Raises:
+        InputError: there is no such model.
+        FormatError: it cannot be read; the message names file and tensor.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        return GGUFSource.open(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return GGUFSource.open(files[0])
+        if files:
+            raise InputError(f"{path} holds {len(files)} GGUF files; name one, such as {files[0]}", field="model")
+    return HFFolder.open(model, revision=revision, cache=cache, offline=offline)
