@@ -28,6 +28,7 @@ enum ScratchSlot {
   SCRATCH_WEIGHTS,
   SCRATCH_PLAN,
   SCRATCH_MINIBATCH,
+  SCRATCH_ATTENTION,
   NUM_SCRATCH
 };
 void* scratch(ScratchSlot slot, int64_t num_bytes);
