@@ -1,10 +1,12 @@
-"""Exact operations for control policies: each has a naive twin (the definition) and a compiled one.
+"""Exact operations of policies and language models: each has a naive twin (the definition) and a compiled one.
 
 A row's result depends on that row only: not on the batch it is in, its place there, or the number of threads.
 """
 
+from lockstep.kernels.activation import activate, gated
 from lockstep.kernels.actor_critic import ActorCriticGradients, RolloutRows
 from lockstep.kernels.adam import FusedAdam, polyak
+from lockstep.kernels.attention import KVCache, LayerCache, attention
 from lockstep.kernels.categorical import categorical_evaluate, categorical_mode, categorical_sample
 from lockstep.kernels.gates import gru_gates, gru_sequence, lstm_gates, lstm_sequence
 from lockstep.kernels.gather import gather_rows
@@ -14,14 +16,18 @@ from lockstep.kernels.gaussian import (
     squashed_gaussian_head,
     squashed_gaussian_sample,
 )
+from lockstep.kernels.logprobs import head_logprobs, soft_cap, token_logprobs, top_logprobs
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
 from lockstep.kernels.native import describe, force, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
+from lockstep.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from lockstep.kernels.normalise import normalise
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.q_learning import QGradients, TransitionRows
+from lockstep.kernels.rope import rope
+from lockstep.kernels.sampling import sample_tokens
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
 from lockstep.kernels.sumtree import SumTree
 
@@ -32,12 +38,17 @@ __all__ = [
     "ActorCriticGradients",
     "FusedAdam",
     "Head",
+    "KVCache",
+    "LayerCache",
     "Net",
     "Normaliser",
     "QGradients",
     "RolloutRows",
     "SumTree",
     "TransitionRows",
+    "activate",
+    "add_rms_norm",
+    "attention",
     "categorical_evaluate",
     "categorical_mode",
     "categorical_sample",
@@ -45,11 +56,14 @@ __all__ = [
     "discounted_return",
     "force",
     "gae",
+    "gated",
     "gather_rows",
     "gaussian_evaluate",
     "gaussian_sample",
     "gru_gates",
     "gru_sequence",
+    "head_logprobs",
+    "layer_norm",
     "linear",
     "lstm_gates",
     "lstm_sequence",
@@ -61,9 +75,15 @@ __all__ = [
     "num_threads",
     "polyak",
     "ppo_surrogate",
+    "rms_norm",
+    "rope",
+    "sample_tokens",
     "set_num_threads",
+    "soft_cap",
     "squashed_gaussian_head",
     "squashed_gaussian_sample",
+    "token_logprobs",
+    "top_logprobs",
     "uniform",
     "uniform_index",
     "vtrace",

@@ -1,0 +1,89 @@
+"""Causal attention through a paged key-value cache: the one kernel of decoding, chunked prefill and training.
+
+A query's bits depend on the query and on the keys it may see, at their positions: not on the batch, the chunk it came in,
+the pages its keys lie in, or the number of threads.
+Legend: T packed tokens, H query heads, G kv heads, D head dim, S sequences, P pages.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lockstep.core.batch import ForwardBatch
+from lockstep.core.errors import InputError
+from lockstep.kernels.attention import naive
+from lockstep.kernels.attention.cache import KV_DTYPES, KVCache, LayerCache
+
+__all__ = ["KV_DTYPES", "KVCache", "LayerCache", "attention"]
+
+
+def attention(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    batch: ForwardBatch,
+    cache: LayerCache | None,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks_H: Tensor | None = None,
+    kv_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Write this step's keys and values, then let every query attend to the keys of its sequence up to its own position.
+
+    Args:
+        q_THD, k_TGD, v_TGD: after the rotary embedding; H is a multiple of G. Views whose heads lie side by side are
+            read in place.
+        cache: pages of this layer. None: training; the sequences are whole, a pool of `kv_dtype` is made for the call and
+            the result is differentiable with respect to q, k, v and sinks.
+        scale: of the scores, usually D^-0.5.
+        window: a query sees the last `window` keys, its own included; 0: all.
+        softcap: scores become softcap · tanh(score / softcap); 0: they do not.
+        sinks_H: logits that join the softmax's denominator (Xiao et al. 2023).
+        kv_dtype: without a cache, the dtype keys and values are rounded to, as the engine's cache would.
+
+    Returns:
+        [T, H, D] float32.
+
+    Raises:
+        InputError: shapes that do not fit, a page outside the cache, or without a cache a sequence that is not whole.
+    """
+    _check(q_THD, k_TGD, v_TGD, batch, cache, sinks_H)
+    rule = naive.Rule(scale, window, softcap)
+    if cache is None:
+        _check_whole(batch)
+        return naive.packed(q_THD, k_TGD, v_TGD, batch.seq_starts.tolist(), kv_dtype, rule, sinks_H)
+    naive.write(k_TGD, v_TGD, batch, cache)
+    return naive.paged(q_THD, batch, cache, rule, sinks_H)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch, cache: LayerCache | None, sinks_H: Tensor | None
+) -> None:
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+        raise InputError(
+            f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; expected [T, H, D] and twice [T, G, D]",
+            field="q",
+        )
+    if q.shape[1] % k.shape[1]:
+        raise InputError(f"{q.shape[1]} query heads; expected a multiple of the {k.shape[1]} kv heads", field="q")
+    if sinks_H is not None and sinks_H.shape != q.shape[1:2]:
+        raise InputError(f"sinks are {tuple(sinks_H.shape)}; expected [{q.shape[1]}]", field="sinks")
+    if q.shape[0] != batch.tokens_T.shape[0]:
+        raise InputError(f"q has {q.shape[0]} tokens; the batch has {batch.tokens_T.shape[0]}", field="q")
+    if cache is not None and (cache.k.shape[1] != k.shape[1] or cache.k.shape[2] != k.shape[2]):
+        raise InputError(
+            f"the cache holds {tuple(cache.k.shape[1:3])} (kv heads, head dim); k has {tuple(k.shape[1:])}",
+            field="cache",
+        )
+
+
+def _check_whole(batch: ForwardBatch) -> None:
+    if not torch.equal(batch.seq_starts[1:] - batch.seq_starts[:-1], batch.context_lens):
+        raise InputError(
+            f"without a cache a sequence is whole; rows {batch.seq_starts.diff().tolist()} against contexts "
+            f"{batch.context_lens.tolist()}",
+            field="batch",
+        )

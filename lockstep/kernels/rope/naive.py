@@ -1,0 +1,23 @@
+"""Reference rotary embedding in plain torch.
+
+Legend: T tokens, H heads, D head dim, P table rows, R rotated pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, interleaved: bool) -> Tensor:
+    """Pairs are (r, R + r), or (2r, 2r + 1) where `interleaved`."""
+    cos, sin = cos_PR[positions_T].unsqueeze(1), sin_PR[positions_T].unsqueeze(1)
+    num = 2 * cos_PR.shape[1]
+    rotated, rest = x_THD[..., :num], x_THD[..., num:]
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        first, second = rotated.chunk(2, -1)
+    a, b = first * cos - second * sin, second * cos + first * sin
+    turned = torch.stack([a, b], -1).flatten(-2) if interleaved else torch.cat([a, b], -1)
+    return torch.cat([turned, rest], -1)
