@@ -14,10 +14,8 @@ from lockstep.core.errors import ConfigError
 from lockstep.kernels.attention import LayerCache, attention
 from lockstep.kernels.rope import rope
 from lockstep.layers.projection import Precision, Projection
+from lockstep.layers.rotary import Angles
 from lockstep.layers.token_norm import RMSNorm
-
-Angles = tuple[Tensor, Tensor]
-"""cos and sin [P, R]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,12 @@ class Embedding(nn.Module):
         return f"{self.num_rows} x {self.size}, {self.precision.compute}"
 
 
+def embedding_scale(width: int, precision: Precision) -> float:
+    """Gemma's factor on embeddings, the root of the width; in bf16 it is the rounded number the models were trained with."""
+    scale = torch.tensor(width**0.5)
+    return float(scale if precision.compute == "fp32" else scale.to(torch.bfloat16))
+
+
 def _some_rows(planes: QuantPlanes, rows: Tensor) -> QuantPlanes:
     return QuantPlanes(
         codes_NK=planes.codes_NK.index_select(0, rows),

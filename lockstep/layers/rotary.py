@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 
+Angles = tuple[Tensor, Tensor]
+"""cos and sin [P, R]."""
+
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -161,6 +164,9 @@ def _longrope(config: RopeConfig, base: Tensor, max_position: int) -> tuple[Tens
     return 1.0 / (torch.tensor(factors) * base), attention
 
 
+_BLOCK = 256
+
+
 class RotaryTable:
     """cos and sin [P, R] of the positions seen so far, made longer when a batch reaches further.
 
@@ -175,7 +181,7 @@ class RotaryTable:
         self.max_position = max_position
         self._cos_PR, self._sin_PR = torch.empty(0, len(self.freq_R)), torch.empty(0, len(self.freq_R))
 
-    def reach(self, length: int) -> tuple[Tensor, Tensor]:
+    def reach(self, length: int) -> Angles:
         """Tables of at least `length` positions.
 
         Raises:
@@ -186,7 +192,14 @@ class RotaryTable:
                 raise InputError(
                     f"a sequence has {length} tokens; the model's context holds {self.max_position}", field="positions"
                 )
-            longer = min(self.max_position, max(1024, 2 * length))
-            angles_PR = torch.arange(longer, dtype=torch.float32)[:, None] * self.freq_R
-            self._cos_PR, self._sin_PR = angles_PR.cos() * self.factor, angles_PR.sin() * self.factor
+            have = self._cos_PR.shape[0] // _BLOCK
+            blocks = [self._block(index) for index in range(have, -(-max(length, 2 * have * _BLOCK) // _BLOCK))]
+            self._cos_PR = torch.cat([self._cos_PR, *(cos for cos, _ in blocks)])
+            self._sin_PR = torch.cat([self._sin_PR, *(sin for _, sin in blocks)])
         return self._cos_PR, self._sin_PR
+
+    def _block(self, index: int) -> Angles:
+        """Positions 256 index and on. A block is one call of one size whenever it is made: torch's cos may round the last
+        elements of a call, and those at a thread's border, in another way than the rest."""
+        angles_PR = torch.arange(index * _BLOCK, (index + 1) * _BLOCK, dtype=torch.float32)[:, None] * self.freq_R
+        return angles_PR.cos() * self.factor, angles_PR.sin() * self.factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lockstep.core.errors import ConfigError
@@ -81,13 +81,6 @@ class ConfigReader:
             raise ConfigError(self._message(name, value, "a positive number"))
         return float(value)
 
-    def optional_number(self, name: str) -> float:
-        """A positive number, or 0.0 where the field is missing or null."""
-        if self.has(name):
-            return self.number(name)
-        self.take(name)
-        return 0.0
-
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
         value = self._value(name, default)
@@ -106,7 +99,7 @@ class ConfigReader:
         """The field is missing, null or one of `allowed`."""
         value = self.take(name)
         if value is not None and value not in allowed:
-            raise ConfigError(self._message(name, value, " or ".join(repr(one) for one in allowed)))
+            raise ConfigError(self._message(name, value, " or ".join(repr(one) for one in (*allowed, None))))
 
     def ignore(self, names: Iterable[str]) -> None:
         """Fields that change nothing in this family."""
@@ -122,6 +115,40 @@ class ConfigReader:
         if partial is not None:
             given.setdefault("partial_rotary_factor", partial)
         return RopeConfig.read(given, theta=theta, max_position=max_position)
+
+    def rope_by_kind(self, max_position: int, *, theta: float, local_theta: float) -> tuple[RopeConfig, RopeConfig]:
+        """The rotations of layers that see all keys and of layers with a window: nested in `rope_parameters`, or the
+        older `rope_theta`, `rope_scaling` and `rope_local_base_freq`."""
+        theta, local_theta = self.number("rope_theta", theta), self.number("rope_local_base_freq", local_theta)
+        scaling = self.take("rope_scaling") or {}
+        nested = self.take("rope_parameters") or {}
+        unknown = set(nested) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ConfigError(self._message("rope_parameters", nested, "full_attention and sliding_attention"))
+        full = {**(nested.get("full_attention") or {}), **scaling}
+        local = nested.get("sliding_attention")
+        return (
+            RopeConfig.read(full, theta=theta, max_position=max_position),
+            RopeConfig.read(local, theta=local_theta, max_position=max_position),
+        )
+
+    def windows(self, window: int, default: Sequence[bool]) -> tuple[int, ...]:
+        """For each layer its window, 0 for none: by `layer_types`, or where `default` is true."""
+        types = self.take("layer_types")
+        if types is None:
+            return tuple(window if local else 0 for local in default)
+        kinds = {"full_attention": 0, "sliding_attention": window}
+        if not isinstance(types, list) or len(types) != len(default) or any(kind not in kinds for kind in types):
+            raise ConfigError(self._message("layer_types", types, f"{len(default)} of {', '.join(kinds)}"))
+        if window == 0 and "sliding_attention" in types:
+            raise ConfigError(self._message("layer_types", types, "a sliding_window beside sliding layers"))
+        return tuple(kinds[kind] for kind in types)
+
+    def softcap(self, name: str, default: float) -> float:
+        """A positive number; 0.0 where the field is null, `default` where it is missing."""
+        if name not in self.values:
+            return default
+        return self.number(name) if self.has(name) else float(self.take(name) or 0.0)
 
     def finish(self) -> None:
         """Refuse what is left; null and False are "off" and pass.

@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.core.shards import ShardSpec
 from lockstep.core.tensors import TensorSource
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.moe import ExpertProjection
 from lockstep.layers.projection import Precision, Projection
+from lockstep.models.family import Family
+from lockstep.models.gemma2 import FAMILY as GEMMA2
+from lockstep.models.gemma3 import FAMILY as GEMMA3
+from lockstep.models.gpt2 import FAMILY as GPT2
 from lockstep.models.language import LanguageModel
-from lockstep.models.llama import model as llama_model
-from lockstep.models.llama import sharding as llama_sharding
-from lockstep.models.llama import sizes as llama_sizes
-from lockstep.models.llama import weights as llama_weights
-from lockstep.models.sizes import ModelSizes
-from lockstep.models.weight_table import WeightTable, load_weights, save_weights, tie
-
-
-@dataclass(frozen=True)
-class Family:
-    """The four files of a family's folder."""
-
-    read_config: Callable[[Mapping[str, Any]], Any]
-    build: Callable[[Any, Precision], LanguageModel]
-    table: Callable[[Any], WeightTable]
-    sizes: Callable[[Any], ModelSizes]
-    shards: Callable[[Any], dict[str, ShardSpec]]
-
-
-LLAMA = Family(
-    llama_weights.read_config, llama_model.Llama, llama_weights.table, llama_sizes.sizes, llama_sharding.shards
-)
+from lockstep.models.llama import FAMILY as LLAMA
+from lockstep.models.mixtral import FAMILY as MIXTRAL
+from lockstep.models.qwen2 import FAMILY as QWEN2
+from lockstep.models.qwen3 import FAMILY as QWEN3
+from lockstep.models.qwen3_moe import FAMILY as QWEN3_MOE
+from lockstep.models.weight_table import load_weights, save_weights, tie
 
 ARCHITECTURES: dict[str, Family] = {
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
     "AquilaForCausalLM": LLAMA,
     "AquilaModel": LLAMA,
-    "YiForCausalLM": LLAMA,
-    "InternLMForCausalLM": LLAMA,
+    "GPT2LMHeadModel": GPT2,
+    "Gemma2ForCausalLM": GEMMA2,
+    "Gemma3ForCausalLM": GEMMA3,
     "InternLM3ForCausalLM": LLAMA,
+    "InternLMForCausalLM": LLAMA,
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "MixtralForCausalLM": MIXTRAL,
+    "Qwen2ForCausalLM": QWEN2,
+    "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "YiForCausalLM": LLAMA,
 }
+"""Name in config.json -> family."""
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    name: config for family in ARCHITECTURES.values() for name, config in family.published.items()
+}
+"""Released models by name: what of their config.json decides the computation."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -64,9 +64,7 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
             torch.manual_seed(7)
             given = {name: value for name, value in (SIZES | changes).items() if value is not ...}
             config = getattr(transformers, f"{kind}Config")(**given)
-            config._attn_implementation = "eager"
-            head = {"GPT2": "LMHeadModel"}.get(kind, "ForCausalLM")
-            reference = getattr(transformers, kind.removesuffix("Text") + head)(config).eval()
+            reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
             with torch.no_grad():
                 # Norm weights and biases start at one and zero, where a mistake could hide.
                 for parameter in reference.parameters():

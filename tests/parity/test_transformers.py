@@ -20,6 +20,22 @@ from lockstep.models.language import LanguageModel
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 4.0],
+    "long_factor": [2.0, 2.1, 2.3, 2.6, 3.0, 3.5, 4.1, 5.0],
+}
+# Low enough to bend the scores and logits of so small a model.
+SOFTCAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
+# GPT-2 names its sizes in its own way.
+GPT2 = {
+    **{"hidden_size": ..., "intermediate_size": ..., "num_hidden_layers": ..., "num_attention_heads": ...},
+    **{"num_key_value_heads": ..., "max_position_embeddings": ...},
+    **{"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
 
 # The default of each family, then what sets its relatives apart. Windows are shorter than the text and than a page.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,7 +48,62 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("Llama", {"rope_parameters": YARN}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}}),
     "llama-head-dim": ("Llama", {"head_dim": 24, "num_key_value_heads": 1}),
+    "llama-longrope": ("Llama", {"rope_parameters": LONGROPE}),
+    "llama-dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
     "mistral": ("Mistral", {"sliding_window": 11}),
+    "internlm3": ("InternLM3", {"qkv_bias": True, "bias": True, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen3-window": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "attention_bias": True,
+        },
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    ),
+    "qwen3-moe-mixed": (
+        "Qwen3Moe",
+        {
+            "num_hidden_layers": 3,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 6}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2-by-layer": (
+        "GPT2",
+        {**GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80, "tie_word_embeddings": False},
+    ),
+    "gemma2": ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 10, **SOFTCAPS}),
+    "gemma3": (
+        "Gemma3Text",
+        {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 3},
+    ),
+    "gemma3-scaled": (
+        "Gemma3Text",
+        {
+            "head_dim": 32,
+            "sliding_window": 12,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "final_logit_softcapping": 5.0,
+        },
+    ),
 }
 MARK: list[Any] = list(CASES)
 
@@ -65,6 +136,10 @@ def step(sequences: list[tuple[Tensor, int, list[int]]], num_pages: int) -> Forw
         pages_SP=torch.tensor([p + [0] * (widest - len(p)) for _, _, p in sequences], dtype=torch.int32),
         num_pages=num_pages,
     )
+
+
+def _empty(num: int) -> list[list[Tensor]]:
+    return [[] for _ in range(num)]
 
 
 def poisoned_cache(model: LanguageModel, num_pages: int) -> KVCache:
@@ -101,7 +176,7 @@ def test_learner_and_engine_see_the_same_bits(pair: Any, dtype: str) -> None:
     trained = learner.logits(learner(ForwardBatch.packed(texts), None))
     assert trained.requires_grad
     # The same tokens in random chunks, in pages out of order, the two texts advancing unevenly.
-    choose, served = random.Random(5), [[], []]
+    choose, served = random.Random(5), _empty(2)
     pages, done = [[4, 2, 0], [3, 1]], [0, 0]
     cache = poisoned_cache(engine, 5)
     with torch.no_grad():

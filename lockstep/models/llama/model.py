@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from lockstep.core.batch import ForwardBatch
-from lockstep.kernels.attention import KVCache, LayerCache
-from lockstep.layers.attention import Angles, Attention, AttentionConfig
+from lockstep.kernels.attention import KVCache
+from lockstep.layers.attention import AttentionConfig
+from lockstep.layers.decoder import PreNormLayer, Stream, open_stream
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.gated import GatedKind, GatedMLP
 from lockstep.layers.projection import Precision, Projection
@@ -56,29 +57,6 @@ class LlamaConfig:
         )
 
 
-class LlamaLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The sum is handed on as two terms, added inside the next norm."""
-
-    def __init__(self, config: LlamaConfig, precision: Precision) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config.attention(), precision)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.hidden, config.activation, precision, bias=config.mlp_bias)
-
-    def forward(
-        self, x_TE: Tensor, residual_TE: Tensor | None, batch: ForwardBatch, angles: Angles, cache: LayerCache | None
-    ) -> tuple[Tensor, Tensor]:
-        """(x, residual) -> (x, residual); the layer's input and output are their sums."""
-        if residual_TE is None:
-            residual_TE, normed_TE = x_TE, self.attention_norm(x_TE)
-        else:
-            normed_TE, residual_TE = self.attention_norm.after_add(x_TE, residual_TE)
-        x_TE = self.attention(normed_TE, batch, angles, cache)
-        normed_TE, residual_TE = self.mlp_norm.after_add(x_TE, residual_TE)
-        return self.mlp(normed_TE), residual_TE
-
-
 class Llama(LanguageModel):
     """Embedding, layers, final norm, head."""
 
@@ -99,16 +77,19 @@ class Llama(LanguageModel):
             tied=config.tied,
         )
         self.config = config
-        self.layers = nn.ModuleList([LlamaLayer(config, precision) for _ in range(config.num_layers)])
+        self.layers = nn.ModuleList([self._layer(config, precision) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.rotary = RotaryTable(config.rope, config.head_dim, config.max_context)
+
+    @staticmethod
+    def _layer(config: LlamaConfig, precision: Precision) -> PreNormLayer:
+        mlp = GatedMLP(config.width, config.hidden, config.activation, precision, bias=config.mlp_bias)
+        return PreNormLayer(config.attention(), mlp, config.norm_eps, precision)
 
     def forward(self, batch: ForwardBatch, cache: KVCache | None) -> Tensor:
         """See `LanguageModel.forward`."""
         angles = self.rotary.reach(longest_context(batch))
-        x_TE, residual_TE = self.embedding(batch.tokens_T), None
+        stream: Stream = self.embedding(batch.tokens_T), None
         for index, layer in enumerate(self.layers):
-            x_TE, residual_TE = layer(x_TE, residual_TE, batch, angles, cache.layers[index] if cache else None)
-        assert residual_TE is not None
-        hidden_TE, _ = self.norm.after_add(x_TE, residual_TE)
-        return hidden_TE
+            stream = layer(stream, batch, angles, cache.layers[index] if cache else None)
+        return open_stream(stream, self.norm)[0]
