@@ -36,8 +36,10 @@ _STATE_STYLES = {
 class ListRuns:
     """List all runs: status, steps, last evaluation with its 95% interval over episodes, time and rate."""
 
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder that holds the runs (default: --root)."""
     root: Path = field(default_factory=runs_root)
-    """Folder that holds the runs."""
+    """The same, as the other commands name it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def main(args: Sequence[str]) -> int:
 def list_runs(args: ListRuns) -> int:
     """Print the table of runs; a folder that cannot be read is a row, and below the table is why."""
     table = _table("run", "recipe", "env", "seed>", "status", "steps>", "eval return [95% CI]>", "wall>", "steps/s>")
-    found = list_run_folders(args.root)
+    root = args.root if args.folder is None else args.folder
+    found = list_run_folders(root)
     for run in found:
         if isinstance(run, DamagedRun):
             table.add_row(escape(run.path.name), *["-"] * 3, "[red]damaged[/]", *["-"] * 4)
@@ -108,7 +111,7 @@ def list_runs(args: ListRuns) -> int:
         cells = [run.name, run.recipe, run.env_id, str(run.seed), f"[{_STATE_STYLES[run.state]}]{run.state}[/]"]
         table.add_row(*map(_cell, cells), f"{run.num_steps:,}", escape(score), wall, _rate(run))
     console = _console()
-    console.print(table if found else f"no runs in {args.root}")
+    console.print(table if found else f"no runs in {root}")
     for run in found:
         if isinstance(run, DamagedRun):
             console.print(f"damaged: {run.reason}", markup=False)

@@ -14,7 +14,8 @@ from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.recipes import RECIPES, recipe, recipes
 from lockstep.runs.console import ProgressDisplay, print_curve
-from lockstep.runs.record import read_run
+from lockstep.runs.directory import RunState
+from lockstep.runs.record import RunRecord, read_run
 
 USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE ...]
        lockstep train --resume RUN
@@ -47,8 +48,13 @@ def main(args: Sequence[str]) -> int:
         if len(args) != 2:
             raise ConfigError(f"--resume takes one run directory; got {list(args[1:])}")
         config = read_config(Path(args[1]))
+        record = read_run(Path(args[1]))
+        if record.state is RunState.FINISHED:
+            return report_finished(record)
         with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=COLUMNS) as display:
-            return report(resume(args[1], on_progress=lambda step, _, metrics: display.update(step, dict(metrics))))
+            run = resume(args[1], on_progress=lambda step, _, metrics: display.update(step, dict(metrics)))
+            display.update(run.result.steps)
+        return report(run)
     if args[0].startswith("-"):
         raise ConfigError(f"{unknown_name('option', args[0], ['--list', '--resume', '--help'])}\n{USAGE}")
     name = args[0]
@@ -61,6 +67,7 @@ def main(args: Sequence[str]) -> int:
             recipe_name=name,
             on_progress=lambda step, _, metrics: display.update(step, dict(metrics)),
         )
+        display.update(run.result.steps)
     return report(run)
 
 
@@ -77,6 +84,17 @@ def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
     )
     config = kind(**{field.name: wish.__dict__[field.name] for field in fields(kind)})
     return Output(out=wish.out, name=wish.name), config
+
+
+def report_finished(record: RunRecord) -> int:
+    """Say that there is nothing to resume, and what came out."""
+    evaluation = record.last_evaluation()
+    score = (
+        f"evaluation at step {evaluation.step:,}: mean return {evaluation.mean:,.1f}" if evaluation else "no evaluation"
+    )
+    print(f"{record.name} is finished: {record.num_steps:,} steps done; {score}")
+    print(f"next             lockstep serve {record.path}   lockstep runs show {record.path}")
+    return 0
 
 
 def report(run: Run) -> int:

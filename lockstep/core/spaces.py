@@ -38,25 +38,36 @@ class BoxSpace:
 
 @dataclass(frozen=True)
 class DiscreteSpace:
-    """Integers 0..n-1 (`start` is the value the environment calls 0).
+    """Integers start..start+n-1. A policy's pipeline subtracts `start` from observations and adds it to actions.
 
-    >>> DiscreteSpace(3).n
-    3
+    >>> DiscreteSpace(3, start=5).lowest
+    (5,)
     """
 
     n: int
     start: int = 0
 
+    @property
+    def lowest(self) -> tuple[int, ...]:
+        """Least value, as the one column of a choice."""
+        return (self.start,)
+
 
 @dataclass(frozen=True)
 class MultiDiscreteSpace:
-    """A vector of independent choices; element i lies in 0..nvec[i]-1.
+    """A vector of independent choices; element i lies in start[i]..start[i]+nvec[i]-1 (`start` empty: all 0).
 
-    >>> MultiDiscreteSpace((3, 2)).nvec
-    (3, 2)
+    >>> MultiDiscreteSpace((3, 2)).lowest
+    (0, 0)
     """
 
     nvec: tuple[int, ...]
+    start: tuple[int, ...] = ()
+
+    @property
+    def lowest(self) -> tuple[int, ...]:
+        """Least value of each element."""
+        return self.start or (0,) * len(self.nvec)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def space_to_json(space: Space) -> dict[str, Any]:
         case DiscreteSpace():
             return {"kind": "discrete", "n": space.n, "start": space.start}
         case MultiDiscreteSpace():
-            return {"kind": "multi_discrete", "nvec": list(space.nvec)}
+            return {"kind": "multi_discrete", "nvec": list(space.nvec), "start": list(space.start)}
         case DictSpace():
             return {"kind": "dict", "spaces": {name: space_to_json(sub) for name, sub in space.spaces.items()}}
 
@@ -111,7 +122,9 @@ def space_from_json(data: dict[str, Any]) -> Space:
         if kind == "discrete":
             return DiscreteSpace(int(data["n"]), int(data["start"]))
         if kind == "multi_discrete":
-            return MultiDiscreteSpace(tuple(int(n) for n in data["nvec"]))
+            # Policies saved before offsets were part of this space lack "start".
+            start = tuple(int(n) for n in data.get("start", ()))
+            return MultiDiscreteSpace(tuple(int(n) for n in data["nvec"]), start)
         if kind == "dict":
             return DictSpace({name: space_from_json(sub) for name, sub in data["spaces"].items()})
     except (KeyError, TypeError, ValueError) as error:

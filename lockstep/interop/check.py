@@ -194,9 +194,9 @@ def random_observations(policy: Policy, num: int, rng: np.random.Generator) -> A
 def _leaf(space: Space, num: int, rng: np.random.Generator) -> np.ndarray:
     match space:
         case DiscreteSpace():
-            return rng.integers(0, space.n, num)
+            return rng.integers(0, space.n, num) + space.start
         case MultiDiscreteSpace():
-            return rng.integers(0, space.nvec, (num, len(space.nvec)))
+            return rng.integers(0, space.nvec, (num, len(space.nvec))) + np.array(space.lowest)
         case BoxSpace():
             low, high = (bound.astype(np.float64) for bound in space.bounds())
             # Bounds such as 3.4e38 stand for "none".

@@ -76,6 +76,14 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
     "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
+    "ls_rms_norm": ([_P] * 3 + [_F32] * 2 + [_P] * 2 + [_I64] * 2, None),
+    "ls_layer_norm": ([_P] * 3 + [_F32, _P] + [_I64] * 2, None),
+    "ls_norm_backward": ([_P] * 2 + [_F32] * 2 + [_P] * 5 + [_I64] * 2 + [_I32], None),
+    "ls_rope": ([_P, _I64] + [_P] * 4 + [_I64] * 5 + [_I32, _F32], _I64),
+    "ls_activate": ([_P] * 2 + [_I64, _I32], None),
+    "ls_activate_backward": ([_P] * 3 + [_I64, _I32], None),
+    "ls_gated": ([_P] * 2 + [_I64] * 2 + [_I32], None),
+    "ls_gated_backward": ([_P] * 3 + [_I64] * 2 + [_I32], None),
 }
 
 
@@ -85,7 +93,7 @@ def open_level(level: int, *, hold_gil: bool = False) -> ctypes.CDLL:
     Raises:
         OSError: the file is missing or cannot be loaded.
     """
-    path = str(NATIVE_FOLDER / f"liblockstep_{LEVELS[level]}.so")
+    path = str(NATIVE_FOLDER / _file_of(level))
     library: ctypes.CDLL = ctypes.PyDLL(path) if hold_gil else ctypes.CDLL(path)
     for name, (arguments, result) in SIGNATURES.items():
         function = library[name]
@@ -93,6 +101,10 @@ def open_level(level: int, *, hold_gil: bool = False) -> ctypes.CDLL:
         function.restype = result
         setattr(library, name, function)
     return library
+
+
+def _file_of(level: int) -> str:
+    return f"liblockstep_{LEVELS[level]}.so"
 
 
 class _State:
@@ -205,14 +217,17 @@ def num_threads() -> int:
 
 
 def describe() -> dict[str, str | int | bool]:
-    """Facts for a run's record: implementation, instruction set, bf16 dot products, threads, library or reason."""
+    """Facts for a run's record: implementation, instruction set, bf16 dot products, threads, library file or reason.
+
+    The file is named without its folder: records are compared and published, and folders differ between machines.
+    """
     found = state.library is not None
     return {
         "implementation": "cpu" if state.fast else "naive",
         "level": LEVELS[state.level] if found else "none",
         "bf16": state.level == 3,
         "num_threads": num_threads(),
-        "library": str(NATIVE_FOLDER / f"liblockstep_{LEVELS[state.level]}.so") if found else "",
+        "library": _file_of(state.level) if found else "",
         "reason": state.reason,
     }
 

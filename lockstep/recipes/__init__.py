@@ -18,6 +18,8 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "ppo-lunarlander-continuous": ppo.lunarlander_continuous,
     "ppo-halfcheetah": ppo.halfcheetah,
     "ppo-hopper": ppo.hopper,
+    "ppo-halfcheetah-zoo": ppo.halfcheetah_zoo,
+    "ppo-hopper-zoo": ppo.hopper_zoo,
     "ppo-walker2d": ppo.walker2d,
     "ppo-minigrid": ppo.minigrid,
     "ppo-minigrid-memory": ppo.minigrid_memory,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.spec import NetworkConfig
 from lockstep.rl.control.ppo import PPOConfig
@@ -24,18 +26,7 @@ def cartpole() -> PPOConfig:
 
 def cartpole_zoo() -> PPOConfig:
     """CartPole-v1 by PPO with RL-Zoo's hyper-parameters, 100,000 steps."""
-    return PPOConfig(
-        env=EnvConfig(id="CartPole-v1", num_envs=8),
-        run=RunConfig(total_steps=100_000),
-        num_steps=32,
-        num_epochs=20,
-        minibatch_size=256,
-        learning_rate=1e-3,
-        learning_rate_end=0.0,
-        clip_end=0.0,
-        gamma=0.98,
-        gae_lambda=0.8,
-    )
+    return replace(cartpole(), run=RunConfig(total_steps=100_000), learning_rate_end=0.0, clip_end=0.0)
 
 
 def acrobot() -> PPOConfig:
@@ -99,17 +90,7 @@ def lunarlander_zoo() -> PPOConfig:
 
 def lunarlander_continuous() -> PPOConfig:
     """LunarLander-v3 with continuous thrust, by PPO with RL-Zoo's hyper-parameters."""
-    return PPOConfig(
-        env=EnvConfig(id="LunarLander-v3", num_envs=16, kwargs={"continuous": True}),
-        run=RunConfig(total_steps=1_000_000),
-        num_steps=1024,
-        num_epochs=4,
-        minibatch_size=64,
-        learning_rate=3e-4,
-        gamma=0.999,
-        gae_lambda=0.98,
-        entropy_coef=0.01,
-    )
+    return replace(lunarlander_zoo(), env=EnvConfig(id="LunarLander-v3", num_envs=16, kwargs={"continuous": True}))
 
 
 def _mujoco(env_id: str, num_envs: int = 1) -> PPOConfig:
@@ -142,6 +123,45 @@ def walker2d() -> PPOConfig:
     return _mujoco("Walker2d-v5")
 
 
+def halfcheetah_zoo() -> PPOConfig:
+    """HalfCheetah-v5 by PPO with RL-Zoo's tuned hyper-parameters, 1M steps."""
+    return PPOConfig(
+        env=EnvConfig(id="HalfCheetah-v5", num_envs=1),
+        network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform"),
+        run=RunConfig(total_steps=1_000_000),
+        num_steps=512,
+        num_epochs=20,
+        minibatch_size=64,
+        learning_rate=2.0633e-5,
+        gamma=0.98,
+        gae_lambda=0.92,
+        clip=0.1,
+        value_coef=0.58096,
+        entropy_coef=0.000401762,
+        max_grad_norm=0.8,
+        normalise_obs=True,
+        normalise_reward=True,
+        log_std_init=-2.0,
+    )
+
+
+def hopper_zoo() -> PPOConfig:
+    """Hopper-v5 by PPO with RL-Zoo's tuned hyper-parameters, 1M steps."""
+    return replace(
+        halfcheetah_zoo(),
+        env=EnvConfig(id="Hopper-v5", num_envs=1),
+        num_epochs=5,
+        minibatch_size=32,
+        learning_rate=9.80828e-5,
+        gamma=0.999,
+        gae_lambda=0.99,
+        clip=0.2,
+        value_coef=0.835671,
+        entropy_coef=0.00229519,
+        max_grad_norm=0.7,
+    )
+
+
 def minigrid() -> PPOConfig:
     """MiniGrid-Empty-5x5-v0 by PPO: dictionary observations, image and direction."""
     return PPOConfig(
@@ -158,15 +178,13 @@ def minigrid() -> PPOConfig:
 
 def minigrid_memory() -> PPOConfig:
     """MiniGrid-MemoryS7-v0 by PPO with an LSTM: the cue must be remembered."""
-    return PPOConfig(
+    base = minigrid()
+    return replace(
+        base,
         env=EnvConfig(id="MiniGrid-MemoryS7-v0", num_envs=16),
-        network=NetworkConfig(hidden_sizes=(64,), encoder_size=64, recurrent="lstm", recurrent_size=64),
+        network=replace(base.network, recurrent="lstm", recurrent_size=64),
         run=RunConfig(total_steps=500_000),
-        num_steps=128,
-        num_epochs=4,
         minibatch_size=512,
-        learning_rate=1e-3,
-        entropy_coef=0.01,
     )
 
 

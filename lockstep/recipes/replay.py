@@ -10,7 +10,7 @@ from lockstep.rl.control.bc import BCConfig
 from lockstep.rl.control.dqn import DQNConfig
 from lockstep.rl.control.iql import IQLConfig
 from lockstep.rl.control.sac import SACConfig
-from lockstep.rl.control.td3 import TD3Config
+from lockstep.rl.control.td3 import TD3Config, ddpg
 from lockstep.rl.control.tqc import TQCConfig
 from lockstep.rl.offpolicy import ReplayConfig
 from lockstep.rl.session import RunConfig
@@ -143,7 +143,7 @@ def td3_pendulum() -> TD3Config:
 
 def ddpg_pendulum() -> TD3Config:
     """Pendulum-v1 by DDPG (Lillicrap et al. 2016): TD3 with one critic, no delay and no target noise."""
-    return replace(td3_pendulum(), num_critics=1, policy_delay=1, target_noise=0.0)
+    return ddpg(td3_pendulum())
 
 
 def tqc_pendulum() -> TQCConfig:

@@ -229,26 +229,23 @@ def _check_leaf(name: str, value: Any, space: Space) -> None:
     if isinstance(value, dict):
         raise InputError(f"{name} has entries {sorted(value)}; expected one array", field=name)
     shape: tuple[int, ...] = ()
-    highest: np.ndarray | None = None
+    lowest = highest = None
     match space:
         case BoxSpace():
             shape = space.shape
         case DiscreteSpace():
-            highest = np.asarray(space.start + space.n - 1)
+            lowest, highest = np.asarray(space.start), np.asarray(space.start + space.n - 1)
         case MultiDiscreteSpace():
-            shape, highest = (len(space.nvec),), np.asarray(space.nvec) - 1
+            shape, lowest = (len(space.nvec),), np.asarray(space.lowest)
+            highest = lowest + np.asarray(space.nvec) - 1
     if value.shape[1:] != shape:
         raise InputError(f"{name} has rows of shape {value.shape[1:]}; the environment's are {shape}", field=name)
-    if highest is None:
+    if lowest is None or highest is None:
         _check_finite(name, value)
     elif value.dtype.kind not in "iu":
         raise InputError(f"{name} has dtype {value.dtype}; expected integers", field=name)
-    elif (value < _lowest(space)).any() or (value > highest).any():
+    elif (value < lowest).any() or (value > highest).any():
         raise InputError(f"{name} lies in {value.min()}..{value.max()}; the space is {space}", field=name)
-
-
-def _lowest(space: Space) -> int:
-    return space.start if isinstance(space, DiscreteSpace) else 0
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from lockstep.models.control.policy import Policy
 from lockstep.rl.exploration import Exploration
 from lockstep.rl.prioritised import PrioritisedReplay
 from lockstep.rl.replay import Encode, ReplayBuffer
+from lockstep.rl.rollout import restore_env
 from lockstep.rl.session import Session
 
 
@@ -125,7 +126,7 @@ class TransitionCollector:
 
     def load_state_dict(self, data: dict[str, Any]) -> None:
         """Inverse; `exact` tells whether the environments could be restored to the very state."""
-        self.exact = self.env.load_state_dict(data["env"])
+        self.exact = restore_env(self.env, data["env"])
         self.actor.load_state_dict(data["actor"])
         self.num_steps = int(data["num_steps"])
         self.obs = self.env.obs

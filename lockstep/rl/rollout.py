@@ -43,7 +43,7 @@ class Rollout:
         self.starts = torch.empty(shape, dtype=torch.bool)
         self.initial_state: dict[str, Tensor] = {}
         self.arrays: dict[str, Any] = {
-            name: getattr(self, name).numpy()
+            name: self.__dict__[name].numpy()
             for name in ("logprob", "value", "reward", "terminated", "ended", "valid", "starts")
         }
 
@@ -119,15 +119,7 @@ class Collector:
 
     def load_state_dict(self, data: dict[str, Any]) -> None:
         """Inverse of `state_dict`; `exact` tells whether the environments could be restored to the very state."""
-        self.exact = self.env.load_state_dict(data["env"])
-        if not self.exact:
-            LOG.warning(
-                "%d of %d environments could not be restored to the very state (%s); they start new episodes, and the "
-                "curve differs from an uninterrupted run's from here on",
-                int((~self.env.exact_N).sum()),
-                self.env.num_envs,
-                self.env.describe()["restore"],
-            )
+        self.exact = restore_env(self.env, data["env"])
         self.actor.load_state_dict(data["actor"])
         self.obs = self.env.obs
         self.actor.starts.numpy()[:] = self.env.starts_N
@@ -141,6 +133,20 @@ class Collector:
         rows = torch.from_numpy(np.flatnonzero(truncated_N))
         last = tree_map(lambda x: as_tensor(x)[rows], next_obs)
         rollout.next_value[t, rows] = self.actor.values(last, rows, continues=True)
+
+
+def restore_env(env: Stepper, state: dict[str, Any]) -> bool:
+    """`env.load_state_dict(state)` for a resumed run, which is warned where it cannot be exact."""
+    exact = env.load_state_dict(state)
+    if not exact:
+        LOG.warning(
+            "%d of %d environments could not be restored to the very state (%s); they start new episodes, and the "
+            "curve differs from an uninterrupted run's from here on",
+            int((~env.exact_N).sum()),
+            env.num_envs,
+            env.describe()["restore"],
+        )
+    return exact
 
 
 class RewardScaler:

@@ -49,7 +49,8 @@ class RunConfig:
     """How long a run lasts and what it leaves behind."""
 
     total_steps: int = 100_000
-    """Environment steps of training."""
+    """Environment steps of training, rounded up to whole updates: rollouts of num_steps * env.num_envs for PPO and A2C,
+    rounds of replay.train_freq * env.num_envs for replay algorithms. BC and IQL: gradient steps, exactly."""
     seed: int = 1
     """Seeds weights, sampling noise, environments and minibatches."""
     threads: int = 1

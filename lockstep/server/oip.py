@@ -10,6 +10,7 @@ Source: https://github.com/kserve/open-inference-protocol and Triton's extension
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,26 @@ def _object(document: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     return value
 
 
+def _named_entries(
+    field: str, entries: list[Any], known_fields: frozenset[str], names: list[str]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(where, name, entry) of each tensor that `field` ("inputs" or "outputs") lists; each name once, and known."""
+    seen: dict[str, None] = {}
+    for index, entry in enumerate(entries):
+        where = f"{field}[{index}]"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: expected an object; got {shown(entry)}", field=where)
+        check_fields(entry, known_fields, where)
+        name = entry.get("name")
+        if not isinstance(name, str) or name not in names:
+            kind = field.removesuffix("s")
+            raise InputError(f"{where}.name: unknown {kind} {shown(name)}; expected {names}", field=f"{where}.name")
+        if name in seen:
+            raise InputError(f"{where}.name: {name!r} is named twice", field=f"{where}.name")
+        seen[name] = None
+        yield where, name, entry
+
+
 def _read_inputs(document: dict[str, Any], tail: memoryview, interface: Interface) -> tuple[Any, int]:
     entries = document.get("inputs")
     if not isinstance(entries, list):
@@ -116,18 +137,7 @@ def _read_inputs(document: dict[str, Any], tail: memoryview, interface: Interfac
     specs = {spec.name: spec for spec in interface.inputs}
     arrays: dict[str, np.ndarray] = {}
     offset = 0
-    for index, entry in enumerate(entries):
-        where = f"inputs[{index}]"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected an object; got {shown(entry)}", field=where)
-        check_fields(entry, INPUT_FIELDS, where)
-        name = entry.get("name")
-        if not isinstance(name, str) or name not in specs:
-            raise InputError(
-                f"{where}.name: unknown input {shown(name)}; expected {list(specs)}", field=f"{where}.name"
-            )
-        if name in arrays:
-            raise InputError(f"{where}.name: {name!r} is given twice", field=f"{where}.name")
+    for _, name, entry in _named_entries("inputs", entries, INPUT_FIELDS, list(specs)):
         arrays[name], offset = _read_tensor(entry, specs[name], tail, offset)
     if offset != len(tail):
         raise InputError(
@@ -212,18 +222,7 @@ def _read_outputs(
         raise InputError(f"outputs: expected an array; got {shown(entries)}", field="outputs")
     specs = {spec.name: spec for spec in interface.outputs}
     asked: dict[str, bool] = {}
-    for index, entry in enumerate(entries):
-        where = f"outputs[{index}]"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected an object; got {shown(entry)}", field=where)
-        check_fields(entry, OUTPUT_FIELDS, where)
-        name = entry.get("name")
-        if not isinstance(name, str) or name not in specs:
-            raise InputError(
-                f"{where}.name: unknown output {shown(name)}; expected {list(specs)}", field=f"{where}.name"
-            )
-        if name in asked:
-            raise InputError(f"{where}.name: {name!r} is asked for twice", field=f"{where}.name")
+    for where, name, entry in _named_entries("outputs", entries, OUTPUT_FIELDS, list(specs)):
         wishes = _object(entry, "parameters", f"{where}.parameters")
         check_fields(wishes, frozenset({"binary_data"}), f"{where}.parameters")
         asked[name] = read_flag(wishes, "binary_data", binary)

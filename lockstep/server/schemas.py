@@ -176,7 +176,8 @@ def _tensor_schema(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     else:
         schema = {"type": "integer"}
         if spec.upper:
-            schema |= {"minimum": 0, "maximum": min(spec.upper) - 1}
+            # One schema for all elements: it must not refuse what the widest of them takes.
+            schema |= {"minimum": min(spec.lower), "maximum": max(spec.upper) - 1}
     for size in reversed(spec.shape):
         schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
     return {"type": "array", "items": schema, "minItems": 1} if batched else schema

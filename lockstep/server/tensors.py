@@ -38,8 +38,9 @@ DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: `shape` is a row's. `upper` bounds integers from above (exclusive), per column or for all;
-    `mask_blocks` are the sizes of independent choices, each of which needs one allowed entry.
+    """One input or output: `shape` is a row's. `upper` bounds integers from above (exclusive), per column or for all, and
+    where there is an `upper`, `lower` does from below; `mask_blocks` are the sizes of independent choices, each of which
+    needs one allowed entry.
 
     >>> TensorSpec("observation", "float32", (4,)).datatype
     'FP32'
@@ -49,6 +50,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
     upper: tuple[int, ...] = ()
+    lower: tuple[int, ...] = (0,)
     mask_blocks: tuple[int, ...] = ()
 
     @property
@@ -124,8 +126,10 @@ class TensorSpec:
         low, high = array.min(), array.max()
         if low < info.min or high > info.max:
             raise InputError(f"{self.name}: expected integers in {info.min}..{info.max}", field=self.name)
-        if self.upper and (low < 0 or (array >= np.array(self.upper)).any()):
-            raise InputError(f"{self.name}: expected integers from 0 to below {list(self.upper)}", field=self.name)
+        if self.upper and ((array < np.array(self.lower)) | (array >= np.array(self.upper))).any():
+            raise InputError(
+                f"{self.name}: expected integers from {list(self.lower)} to below {list(self.upper)}", field=self.name
+            )
         return array.astype(self.dtype)
 
     def _shape(self, batched: bool) -> list[int]:
@@ -179,10 +183,10 @@ class Interface:
         return (arrays if self.is_dict else arrays[self.inputs[0].name]), num_rows
 
     def example(self, num_rows: int) -> Any:
-        """An observation of zeros (masks of ones), to warm a policy up."""
+        """An observation of zeros (masks of ones, choices at their lowest), to warm a policy up."""
         arrays = {}
         for spec in self.inputs:
-            fill = 1 if spec.mask_blocks else 0
+            fill = 1 if spec.mask_blocks else np.array(spec.lower) if spec.upper else 0
             arrays[spec.name] = np.full(
                 (num_rows, *spec.shape), fill, spec.dtype if spec.dtype[0] != "f" else "float32"
             )
@@ -225,9 +229,10 @@ def _spec(name: str, space: Space, action_space: Space) -> TensorSpec:
                 blocks = action_space.nvec
     match space:
         case DiscreteSpace():
-            return TensorSpec(name, "int64", (), upper=(space.n,))
+            return TensorSpec(name, "int64", (), upper=(space.start + space.n,), lower=space.lowest)
         case MultiDiscreteSpace():
-            return TensorSpec(name, "int64", (len(space.nvec),), upper=space.nvec, mask_blocks=blocks)
+            upper = tuple(first + n for first, n in zip(space.lowest, space.nvec, strict=True))
+            return TensorSpec(name, "int64", (len(space.nvec),), upper=upper, lower=space.lowest, mask_blocks=blocks)
         case BoxSpace():
             return TensorSpec(name, space.dtype, space.shape, mask_blocks=blocks)
     raise InputError(f"{name}: {space} cannot be served", field=name)

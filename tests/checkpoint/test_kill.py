@@ -42,6 +42,18 @@ while line := sys.stdin.readline():
 """
 
 
+def _seconds_per_save(folder: Path, reached: int) -> float:
+    """Wait for two saves beyond `reached`; the time between them, so that kills fall into saves on any machine."""
+    seen: list[float] = []
+    deadline = time.monotonic() + 60
+    for wanted in (reached + 1, reached + 2):
+        while not any(path.name >= f"step_{wanted:012d}" for path in folder.glob("step_*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        seen.append(time.monotonic())
+    return seen[1] - seen[0]
+
+
 def test_sigkill_at_random_moments_leaves_a_complete_state(tmp_path: Path) -> None:
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(tmp_path / "checkpoints")],
@@ -60,8 +72,10 @@ def test_sigkill_at_random_moments_leaves_a_complete_state(tmp_path: Path) -> No
         for _ in range(NUM_KILLS):
             print(reached + 1, file=saver.stdin, flush=True)
             pid = int(saver.stdout.readline())
-            time.sleep(rng.uniform(0.02, 0.12))
-            os.kill(pid, signal.SIGKILL)
+            try:
+                time.sleep(rng.uniform(0.0, 2.0) * _seconds_per_save(store.folder, reached))
+            finally:
+                os.kill(pid, signal.SIGKILL)
             assert saver.stdout.readline() == "dead\n"
             leftovers += any(path.name.startswith(".") for path in store.folder.iterdir())
             if store.latest() is None:

@@ -75,7 +75,11 @@ def test_more_work_takes_longer(name: str) -> None:
     """Every kind of learner is measured, and a network of 512 units costs more than one of 16."""
     config = recipe(name)
     times = [
-        measure_training(replace(config, network=replace(config.network, hidden_sizes=sizes)), seconds=0.3)
+        # The best of three in turns: what other processes take hits single measurements.
+        min(
+            measure_training(replace(config, network=replace(config.network, hidden_sizes=sizes)), seconds=0.1)
+            for _ in range(3)
+        )
         for sizes in ((16,), (512, 512))
     ]
     assert times[1] > times[0]

@@ -37,8 +37,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "list", "--root", str(root)]) == 0
+@pytest.mark.parametrize("option", [["--root"], []])
+def test_list(option: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "list", *option, str(root)]) == 0
     rows = capsys.readouterr().out.splitlines()
     row = next(row for row in rows if row.startswith("ppo-s1-"))
     assert row.split()[1:5] == ["ppo", "CartPole-v1", "1", "finished"]
@@ -54,6 +55,9 @@ def test_list_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no runs in" in capsys.readouterr().out
     assert main(["runs", "list", "--root", str(tmp_path / "absent")]) == 2
     assert "train first" in capsys.readouterr().err
+    assert main(["runs", "list", str(tmp_path)]) == 0
+    assert f"no runs in {tmp_path}" in capsys.readouterr().out.replace("\n", "")
+    assert main(["runs", "list", str(tmp_path / "absent")]) == 2
 
 
 def test_show(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +80,9 @@ def test_compare(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "12.0 [11.0, 13.0]" in ppo
     assert "0.00 [0.00, 0.00]" in ppo
     assert main(["runs", "compare", "--root", str(root)]) == 2
+    capsys.readouterr()
+    assert main(["runs", "compare", *(str(root / name) for name in names)]) == 0
+    assert capsys.readouterr().out.splitlines() == out
 
 
 def test_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,8 +38,9 @@ def _run_with_kills(root: Path, recipe: str, num_kills: int, rng: random.Random)
     kills = 0
     for _ in range(num_kills + 50):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if kills < num_kills and _is_training(root, process):
-            time.sleep(rng.uniform(0.0, 0.6))
+        seconds = _seconds_per_line(root, process) if kills < num_kills else None
+        if seconds is not None:
+            time.sleep(rng.uniform(0.0, 1.0) * seconds)
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
@@ -54,16 +55,19 @@ def _run_with_kills(root: Path, recipe: str, num_kills: int, rng: random.Random)
     raise AssertionError("the run never finished")
 
 
-def _is_training(root: Path, process: subprocess.Popen[str]) -> bool:
-    """Wait for a new metric line; False if the run ended first."""
-    before = _num_lines(root)
+def _seconds_per_line(root: Path, process: subprocess.Popen[str]) -> float | None:
+    """Wait for two new metric lines; the time between them, or None if the run ended first. What is slept after that is
+    a share of it, so that kills fall into training however fast or slow the machine is."""
+    before, seen = _num_lines(root), []
     deadline = time.monotonic() + 120
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        if _num_lines(root) > before:
-            return True
-        time.sleep(0.005)
-    return False
+    for wanted in (before + 1, before + 2):
+        while _num_lines(root) < wanted:
+            assert time.monotonic() < deadline
+            if process.poll() is not None:
+                return None
+            time.sleep(0.002)
+        seen.append(time.monotonic())
+    return seen[1] - seen[0]
 
 
 def _num_lines(root: Path) -> int:

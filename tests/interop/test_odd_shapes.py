@@ -34,6 +34,11 @@ SPECS = {
         action_space=MultiDiscreteSpace((3, 2)),
         head="categorical",
     ),
+    "choices not from zero": PolicySpec(
+        obs_space=DictSpace({"cell": DiscreteSpace(5, -2), "pair": MultiDiscreteSpace((3, 4), (1, 0))}),
+        action_space=MultiDiscreteSpace((3, 2), (7, -1)),
+        head="categorical",
+    ),
     "single choice": PolicySpec(
         obs_space=MultiDiscreteSpace((3, 4)), action_space=DiscreteSpace(1), head="categorical"
     ),

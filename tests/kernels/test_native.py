@@ -124,4 +124,6 @@ def test_force_and_describe() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         kernels.set_num_threads(0)
     assert set(kernels.describe()) >= {"level", "bf16", "num_threads", "library", "reason"}
-    assert os.path.exists(str(kernels.describe()["library"])) or kernels.describe()["reason"]
+    library = str(kernels.describe()["library"])
+    assert library == os.path.basename(library)
+    assert (native.NATIVE_FOLDER / library).is_file() or kernels.describe()["reason"]

@@ -17,8 +17,8 @@ from lockstep.rl.exploration import PolicySamples, UniformUntil
 from lockstep.rl.offpolicy import ReplayConfig, TransitionCollector, make_replay
 
 
-def make(autoreset: Any, **spec: Any) -> TransitionCollector:
-    env = make_env(EnvConfig(num_envs=3, time_limit=12, autoreset=autoreset, vectoriser="sync"), seed=0)
+def make(autoreset: Any, env_id: str = "CartPole-v1", **spec: Any) -> TransitionCollector:
+    env = make_env(EnvConfig(id=env_id, num_envs=3, time_limit=12, autoreset=autoreset, vectoriser="sync"), seed=0)
     kind = {"obs_space": env.obs_space, "action_space": env.action_space, "head": "categorical", "critic": False}
     policy = Policy(PolicySpec(**kind, **spec), seed=0)
     replay = make_replay(ReplayConfig(buffer_size=600), policy, 3, gamma=0.9, seed=0)
@@ -84,3 +84,14 @@ def test_with_a_normaliser_raw_observations_are_stored_and_encoded_when_sampled(
     before = batch.features
     policy.preprocess.update(torch.full((50, 4), 3.0))
     assert not torch.equal(replay.sample(16, 0).features, before)
+
+
+@pytest.mark.parametrize(("env_id", "num_inexact"), [("CartPole-v1", 0), ("tests.envs.control.test_stepper:Noisy", 3)])
+def test_an_inexact_resume_is_warned_of(env_id: str, num_inexact: int, caplog: pytest.LogCaptureFixture) -> None:
+    saved, resumed = make("same_step", env_id), make("same_step", env_id)
+    saved.collect(5)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.exact == (num_inexact == 0)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == (num_inexact > 0)
+    assert all(f"{num_inexact} of 3 environments could not be restored" in text for text in said)

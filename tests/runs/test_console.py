@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import time
 
@@ -71,16 +72,21 @@ def test_live_display_on_a_terminal() -> None:
 
 
 def test_an_update_that_draws_nothing_costs_next_to_nothing() -> None:
-    display = ProgressDisplay(10**9, stream=io.StringIO())
+    """Against what a drawn one costs, on the same machine in the same moment: 75 times as much when measured."""
     metrics = {"return": 1.0, "length": 2.0, "loss/policy": 3.0, "loss/value": 4.0}
     costs = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for step in range(1000):
-            display.update(step, metrics)
-        costs.append((time.perf_counter() - start) / 1000)
-    assert min(costs) < 20e-6
-    display.close()
+    for seconds_between in (0.0, 1e6):
+        clock = itertools.count(0.0, seconds_between).__next__
+        display = ProgressDisplay(10**9, stream=io.StringIO(), clock=clock)
+        rounds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for step in range(500):
+                display.update(step, metrics)
+            rounds.append(time.perf_counter() - start)
+        costs.append(min(rounds))
+        display.close()
+    assert 4 * costs[0] < costs[1], costs
 
 
 def test_curve_shows_rise_and_range() -> None:

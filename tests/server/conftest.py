@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -126,33 +126,25 @@ def server(folders: dict[str, Path]) -> Server:
     return Server(folders)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def serving(policies: list[str]) -> Iterator[str]:
     """`lockstep serve` as a process; yields host:port, and sees that SIGTERM ends it in order."""
-    port = free_port()
-    command = [sys.executable, "-m", "lockstep.cli.main", "serve", *policies, "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).close()
-                break
-            except (urllib.error.URLError, OSError):
+    command = [sys.executable, "-m", "lockstep.cli.main", "serve", *policies, "--port", "0"]
+    with tempfile.NamedTemporaryFile("w") as log:
+        process = subprocess.Popen(command, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while (found := re.search(r"running on http://(127\.0\.0\.1:\d+)", Path(log.name).read_text())) is None:
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < deadline
                 time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
-        assert process.returncode == 0, log
-        assert "Traceback" not in log
-    finally:
-        process.kill()
-        process.communicate()
+            urllib.request.urlopen(f"http://{found[1]}/v2/health/ready", timeout=60).close()
+            yield found[1]
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+            said = Path(log.name).read_text()
+            assert process.returncode == 0, said
+            assert "Traceback" not in said
+        finally:
+            process.kill()
+            process.wait()

@@ -160,11 +160,13 @@ def random_actions(stepper: Stepper, rng: np.random.Generator) -> np.ndarray:
         bounded = np.isfinite(low) & np.isfinite(high)
         uniform = rng.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1), (n, *space.shape))
         return np.where(bounded, uniform, rng.standard_normal((n, *space.shape))).astype(space.dtype)
-    sizes = (space.n,) if isinstance(space, DiscreteSpace) else _nvec(space)
+    assert isinstance(space, DiscreteSpace | MultiDiscreteSpace), space
+    sizes = (space.n,) if isinstance(space, DiscreteSpace) else space.nvec
     scores = rng.random((n, sum(sizes)))
     if isinstance(stepper.obs, dict) and MASK_KEY in stepper.obs:
         scores = np.where(stepper.obs[MASK_KEY], scores, -1.0)
-    parts = [part.argmax(axis=1) for part in np.split(scores, np.cumsum(sizes)[:-1], axis=1)]
+    blocks = np.split(scores, np.cumsum(sizes)[:-1], axis=1)
+    parts = [block.argmax(axis=1) + first for block, first in zip(blocks, space.lowest, strict=True)]
     return parts[0] if isinstance(space, DiscreteSpace) else np.stack(parts, axis=1)
 
 
@@ -309,11 +311,6 @@ def _boxes(space: Space) -> list[tuple[str, BoxSpace]]:
     if isinstance(space, DictSpace):
         return [(f"observation {key!r}", sub) for key, sub in space.spaces.items() if isinstance(sub, BoxSpace)]
     return []
-
-
-def _nvec(space: Space) -> tuple[int, ...]:
-    assert isinstance(space, MultiDiscreteSpace), space
-    return space.nvec
 
 
 def _space_line(space: Space) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,9 +82,9 @@ class SeededEpisodes(gym.Wrapper):
     split into the flat form of `ObsCodec`, with the action mask among them.
     """
 
-    def __init__(self, env: gym.Env, index: int, mask: MaskSource | None = None) -> None:
+    def __init__(self, env: gym.Env, index: int, mask: MaskSource | None = None, *, env_id: str = "") -> None:
         super().__init__(env)
-        self.index = index
+        self.index, self.env_id = index, env_id
         self.mask = mask
         self.codec = ObsCodec(env.observation_space)
         self.base_seed = 0
@@ -157,6 +158,21 @@ class SeededEpisodes(gym.Wrapper):
         if MASK_KEY not in info:
             raise EnvError(f"environment {self.index} gave an action mask in info at reset but not now")
         return np.asarray(info[MASK_KEY], dtype=np.int8)
+
+
+def broken(index: int, env_id: str, where: str, error: Exception) -> EnvError:
+    """The error that names the environment whose `where` ("reset" or "step") failed, to be raised from `error`.
+
+    The place of `error` is in the message, because the command line prints messages without tracebacks.
+    """
+    if isinstance(error, EnvError):
+        return EnvError(f"environment {index} ({env_id!r}) in {where}: {error}")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return EnvError(
+        f"environment {index} ({env_id!r}) raised {type(error).__name__} in {where}: {error} (at {last.filename}:"
+        f"{last.lineno}, in {last.name}); reset must return (observation, info), step (observation, reward, "
+        "terminated, truncated, info); mend the environment, or check it with `lockstep doctor`"
+    )
 
 
 def flat_space(

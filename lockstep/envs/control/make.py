@@ -17,7 +17,7 @@ from lockstep.envs.control.batch import BatchSim, BatchVectorEnv
 from lockstep.envs.control.cartpole import CartPoleSim
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.envpool_form import EnvPoolVectorEnv
-from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, episode_seed, find_mask
+from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, broken, episode_seed, find_mask
 from lockstep.envs.control.mujoco_sim import TASKS, MujocoSim
 from lockstep.envs.control.restore import ArrayRestore, ArrayState, NoRestore, ReplayRestore, Restorer
 from lockstep.envs.control.serial import SerialVectorEnv
@@ -145,9 +145,12 @@ def probe_single(config: EnvConfig) -> Probe:
     try:
         mask = None
         if not isinstance(env.action_space, gym.spaces.Box):
-            _, info = env.reset(seed=episode_seed(0, 0, 0))
+            try:
+                _, info = env.reset(seed=episode_seed(0, 0, 0))
+            except Exception as error:
+                raise broken(0, config.id, "reset", error) from error
             mask = find_mask(env, info)
-        seeded = SeededEpisodes(env, 0, mask)
+        seeded = SeededEpisodes(env, 0, mask, env_id=config.id)
         return Probe(mask, (seeded.observation_space, seeded.action_space), tuple(seeded.codec.dropped))
     finally:
         env.close()
@@ -160,7 +163,7 @@ def seeded_makers(config: EnvConfig, probe: Probe | None = None) -> list[Callabl
 
 
 def _make_seeded(config: EnvConfig, index: int, mask: MaskSource | None) -> SeededEpisodes:
-    return SeededEpisodes(make_single(config), index, mask)
+    return SeededEpisodes(make_single(config), index, mask, env_id=config.id)
 
 
 def _envpool(config: EnvConfig) -> Stepper:

@@ -1,7 +1,8 @@
 """Gymnasium spaces to `core.spaces`, and the observations that go with them.
 
 Observations are made canonical here, once: nested dictionaries and tuples become one flat dictionary with dotted keys,
-float64 becomes float32, booleans become uint8 (0 or 1), discrete values start at 0, text is dropped.
+float64 becomes float32, booleans become uint8 (0 or 1), text is dropped. Discrete values stay as the environment gives
+them: the policy's own pipeline takes off what they start at, so that a saved policy reads what the environment says.
 """
 
 from __future__ import annotations
@@ -43,12 +44,10 @@ class ObsCodec:
                     for (key, _), (_, leaf) in zip(self.paths, kept, strict=True)
                 }
             )
-            self.starts = {key: _start(leaf) for (key, _), (_, leaf) in zip(self.paths, kept, strict=True)}
             self.is_dict = True
         else:
             self.paths = []
             self.space = leaf_space(space)
-            self.starts = {"": _start(space)}
             self.is_dict = False
 
     def split(self, obs: Any) -> Any:
@@ -58,8 +57,14 @@ class ObsCodec:
         flat = {}
         for key, path in self.paths:
             leaf = obs
-            for part in path:
-                leaf = leaf[part]
+            try:
+                for part in path:
+                    leaf = leaf[part]
+            except (KeyError, IndexError, TypeError) as error:
+                raise EnvError(
+                    f"the observation lacks {key!r}, which its space declares; got {type(obs).__name__} "
+                    f"{list(obs) if isinstance(obs, dict) else ''}; return every part, or take it out of the space"
+                ) from error
             flat[key] = leaf
         return flat
 
@@ -70,10 +75,8 @@ class ObsCodec:
     def batch_flat(self, flat: Any, num_envs: int) -> Obs:
         """`batch` of an observation that `split` has already flattened."""
         if isinstance(self.space, DictSpace):
-            return {
-                key: _cast(flat[key], sub, num_envs, self.starts[key], key) for key, sub in self.space.spaces.items()
-            }
-        return _cast(flat, self.space, num_envs, self.starts[""], "obs")
+            return {key: _cast(flat[key], sub, num_envs, key) for key, sub in self.space.spaces.items()}
+        return _cast(flat, self.space, num_envs, "obs")
 
 
 def leaf_space(space: gym.Space[Any]) -> Space:
@@ -91,7 +94,8 @@ def leaf_space(space: gym.Space[Any]) -> Space:
         case gym.spaces.MultiDiscrete():
             if space.nvec.ndim != 1:
                 raise EnvError(f"MultiDiscrete with nvec of shape {space.nvec.shape} is not supported; use one axis")
-            return MultiDiscreteSpace(tuple(int(n) for n in space.nvec))
+            start = tuple(int(n) for n in space.start) if np.any(space.start) else ()
+            return MultiDiscreteSpace(tuple(int(n) for n in space.nvec), start)
         case gym.spaces.MultiBinary():
             return BoxSpace(tuple(space.shape), "uint8", (0.0,), (1.0,))
     raise EnvError(
@@ -142,20 +146,13 @@ def canonical_dtype(dtype: Any) -> np.dtype:
 
 
 def action_writer(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Function from canonical actions [N, ...] to a fresh array in the environment's own dtype and offset."""
-    if isinstance(space, gym.spaces.Discrete):
-        start = int(space.start)
-        if start == 0:
-            return lambda actions: np.array(actions, dtype=np.int64)
-        return lambda actions: np.add(actions, start, dtype=np.int64)
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        offset = space.start.astype(np.int64)
-        return lambda actions: np.add(actions, offset, dtype=np.int64)
-    dtype = space.dtype
+    """Function from canonical actions [N, ...] to a fresh array in the environment's own dtype."""
+    is_choice = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete))
+    dtype = np.int64 if is_choice else space.dtype
     return lambda actions: np.array(actions, dtype=dtype)
 
 
-def _cast(value: Any, space: Space, num_envs: int, start: Any, key: str) -> np.ndarray:
+def _cast(value: Any, space: Space, num_envs: int, key: str) -> np.ndarray:
     array = np.asarray(value)
     if isinstance(space, BoxSpace):
         shape: tuple[int, ...] = (num_envs, *space.shape)
@@ -167,18 +164,7 @@ def _cast(value: Any, space: Space, num_envs: int, start: Any, key: str) -> np.n
         shape, dtype = (num_envs, len(space.nvec)), np.dtype(np.int64)
     if array.shape != shape:
         raise EnvError(f"observation {key!r} has shape {array.shape}, but its space says {shape}")
-    if start is not None:
-        array = array - start
     return array.astype(dtype, copy=False)
-
-
-def _start(space: gym.Space[Any]) -> Any:
-    """Offset to subtract from a discrete observation, None where it is 0 or has no meaning."""
-    if isinstance(space, gym.spaces.Discrete):
-        return int(space.start) or None
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        return space.start.astype(np.int64) if np.any(space.start) else None
-    return None
 
 
 def _leaves(space: gym.Space[Any], path: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], gym.Space[Any]]]:

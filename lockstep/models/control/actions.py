@@ -44,6 +44,8 @@ class ActionMap(nn.Module):
         match self.space:
             case DiscreteSpace():
                 return action + self.space.start if self.space.start else action
+            case MultiDiscreteSpace():
+                return action + torch.tensor(self.space.start) if self.space.start else action
             case BoxSpace():
                 flat = self.low + (action + 1.0) * self.half_range if self.squashed else action
                 flat = torch.minimum(torch.maximum(flat, self.low), self.high)
@@ -56,6 +58,8 @@ class ActionMap(nn.Module):
         match self.space:
             case DiscreteSpace():
                 return env_action - self.space.start
+            case MultiDiscreteSpace():
+                return env_action - torch.tensor(self.space.lowest)
             case BoxSpace():
                 flat = env_action.reshape(env_action.shape[0], -1).to(torch.float32)
                 if self.squashed:

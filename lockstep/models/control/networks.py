@@ -6,6 +6,7 @@ Legend: M rows, T time steps, C channels, H and W image size, D vector features,
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,23 +20,14 @@ from lockstep.models.control.preprocess import VECTOR, Features
 Shape = tuple[int, int, int]
 
 
-class NatureCNN(nn.Module):
-    """Three convolutions and a dense layer (Mnih et al. 2015). Input [M, C, H, W] with H, W >= 36, output [M, L]."""
+class ConvNet(nn.Module):
+    """Convolutions, each with a ReLU, and a dense layer. Input [M, C, H, W], output [M, L]; `shape` is (C, H, W)."""
 
-    def __init__(self, shape: Shape, scale: float, size: int, dtype: ComputeDtype) -> None:
+    def __init__(self, convs: list[Conv2d], shape: Shape, scale: float, size: int, dtype: ComputeDtype) -> None:
         super().__init__()
         self.scale = scale
-        channels, height, width = shape
-        if min(height, width) < 36:
-            raise ConfigError(f"nature_cnn needs images of at least 36x36; got {height}x{width}; use small_cnn")
-        self.convs = nn.ModuleList(
-            [
-                Conv2d(channels, 32, kernel=8, stride=4, activation="relu", compute_dtype=dtype),
-                Conv2d(32, 64, kernel=4, stride=2, activation="relu", compute_dtype=dtype),
-                Conv2d(64, 64, kernel=3, stride=1, activation="relu", compute_dtype=dtype),
-            ]
-        )
-        self.head = Linear(_flat(self.convs, height, width), size, "relu", dtype)
+        self.convs = nn.ModuleList(convs)
+        self.head = Linear(_flat(convs, *shape[1:]), size, "relu", dtype)
         self.out_size = size
 
     def init(self, generator: torch.Generator) -> None:
@@ -49,26 +41,23 @@ class NatureCNN(nn.Module):
         return self.head(x.flatten(1))
 
 
-class SmallCNN(nn.Module):
-    """One 3x3 convolution and a dense layer, for grids such as MinAtar's 10x10 (Young & Tian 2019) and MiniGrid's 7x7."""
+def nature_cnn(shape: Shape, scale: float, size: int, dtype: ComputeDtype) -> ConvNet:
+    """Three convolutions (Mnih et al. 2015), for images of at least 36 x 36."""
+    channels, height, width = shape
+    if min(height, width) < 36:
+        raise ConfigError(f"nature_cnn needs images of at least 36x36; got {height}x{width}; use small_cnn")
+    convs = [
+        Conv2d(channels, 32, kernel=8, stride=4, activation="relu", compute_dtype=dtype),
+        Conv2d(32, 64, kernel=4, stride=2, activation="relu", compute_dtype=dtype),
+        Conv2d(64, 64, kernel=3, stride=1, activation="relu", compute_dtype=dtype),
+    ]
+    return ConvNet(convs, shape, scale, size, dtype)
 
-    def __init__(self, shape: Shape, scale: float, size: int, dtype: ComputeDtype) -> None:
-        super().__init__()
-        self.scale = scale
-        channels, height, width = shape
-        self.convs = nn.ModuleList([Conv2d(channels, 16, kernel=3, activation="relu", compute_dtype=dtype)])
-        self.head = Linear(_flat(self.convs, height, width), size, "relu", dtype)
-        self.out_size = size
 
-    def init(self, generator: torch.Generator) -> None:
-        for layer in [*self.convs, self.head]:
-            layer.init_orthogonal(generator, 2**0.5)  # type: ignore[operator]
-
-    def forward(self, x_MCHW: Tensor) -> Tensor:
-        x = x_MCHW.to(torch.float32) * self.scale
-        for conv in self.convs:
-            x = conv(x)
-        return self.head(x.flatten(1))
+def small_cnn(shape: Shape, scale: float, size: int, dtype: ComputeDtype) -> ConvNet:
+    """One 3x3 convolution, for grids such as MinAtar's 10x10 (Young & Tian 2019) and MiniGrid's 7x7."""
+    convs = [Conv2d(shape[0], 16, kernel=3, activation="relu", compute_dtype=dtype)]
+    return ConvNet(convs, shape, scale, size, dtype)
 
 
 class ImpalaBlock(nn.Module):
@@ -116,9 +105,9 @@ class ImpalaCNN(nn.Module):
         return self.head(torch.relu(x).flatten(1))
 
 
-ENCODERS: dict[str, type[NatureCNN] | type[SmallCNN] | type[ImpalaCNN]] = {
-    "nature_cnn": NatureCNN,
-    "small_cnn": SmallCNN,
+ENCODERS: dict[str, Callable[[Shape, float, int, ComputeDtype], ConvNet | ImpalaCNN]] = {
+    "nature_cnn": nature_cnn,
+    "small_cnn": small_cnn,
     "impala_cnn": ImpalaCNN,
 }
 
@@ -151,8 +140,8 @@ def _key(name: str) -> str:
     return "image" + ("_" + name.replace(".", "_") if name else "")
 
 
-def _flat(convs: nn.ModuleList, height: int, width: int) -> int:
+def _flat(convs: list[Conv2d], height: int, width: int) -> int:
     channels = 0
     for conv in convs:
-        channels, height, width = conv.output_shape(height, width)  # type: ignore[operator]
+        channels, height, width = conv.output_shape(height, width)
     return channels * height * width

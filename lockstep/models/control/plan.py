@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lockstep.core.errors import InputError
-from lockstep.core.spaces import BoxSpace, DiscreteSpace
+from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.layers.linear import MLP
 from lockstep.models.control.heads import (
@@ -43,11 +43,11 @@ class PolicyPlan:
         self._obs_shape = plan.obs.shape
         self._raw_shape = (num_rows, *policy.spec.obs_space.shape)  # type: ignore[union-attr]
         self._row_shape = self._raw_shape[1:]
-        self._offset = policy.spec.action_space.start if isinstance(policy.spec.action_space, DiscreteSpace) else 0
         discrete = head.kind in ("categorical", "argmax")
         chosen = plan.choices if discrete else plan.actions
         self._single = isinstance(policy.spec.action_space, DiscreteSpace)
         self._action = chosen[:, 0] if self._single else chosen
+        self._offset: np.ndarray | None = None
         self._box: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
         self._env_action = self._action
         if isinstance(policy.spec.action_space, BoxSpace):
@@ -56,7 +56,10 @@ class PolicyPlan:
             self._box = (amap.low.numpy(), amap.high.numpy(), half)
             self._flat_env_action = np.zeros_like(plan.actions)
             self._env_action = self._flat_env_action.reshape(num_rows, *policy.spec.action_space.shape)
-        elif self._offset:
+        elif (
+            isinstance(policy.spec.action_space, DiscreteSpace | MultiDiscreteSpace) and policy.spec.action_space.start
+        ):
+            self._offset = np.array(policy.spec.action_space.start)
             self._env_action = np.zeros_like(self._action)
         has_logprob = head.kind in ("categorical", "gaussian", "squashed")
         self._step = PolicyStep(
@@ -103,7 +106,7 @@ class PolicyPlan:
                 np.add(low, out, out=out)
                 np.maximum(out, low, out=out)
             np.minimum(out, high, out=out)
-        elif self._offset:
+        elif self._offset is not None:
             np.add(self._action, self._offset, out=self._env_action)
 
 

@@ -153,10 +153,10 @@ class Preprocess(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """One leaf of the observation and how it enters the network.
+    """One leaf of the observation and how it enters the network. Column i of integers counts from `lowest[i]`.
 
-    >>> Part("", "one_hot", (1,), 3, nvec=(3,)).one_hot(torch.tensor([2])).tolist()
-    [[0.0, 0.0, 1.0]]
+    >>> Part("", "one_hot", (1,), 3, nvec=(3,), lowest=(1,)).one_hot(torch.tensor([2])).tolist()
+    [[0.0, 1.0, 0.0]]
     """
 
     name: str
@@ -167,11 +167,13 @@ class Part:
     is_integer: bool = False
     scale: float = 1.0
     nvec: tuple[int, ...] = ()
+    lowest: tuple[int, ...] = ()
 
     def one_hot(self, x: Tensor) -> Tensor:
         """[N] or [N, len(nvec)] integers -> [N, sum(nvec)] float32."""
         columns = x.reshape(x.shape[0], len(self.nvec)).to(torch.int64)
-        blocks = [(columns[:, i : i + 1] == torch.arange(n)).to(torch.float32) for i, n in enumerate(self.nvec)]
+        spans = [torch.arange(first, first + n) for first, n in zip(self.lowest, self.nvec, strict=True)]
+        blocks = [(columns[:, i : i + 1] == span).to(torch.float32) for i, span in enumerate(spans)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
@@ -202,10 +204,11 @@ def _leaf(name: str, space: Space) -> Part:
             integer = not space.dtype.startswith("float")
             return Part(name, "vector", space.shape, int(np.prod(space.shape)), is_integer=integer)
         case DiscreteSpace():
-            return Part(name, "one_hot", (1,), space.n, nvec=(space.n,))
+            return Part(name, "one_hot", (1,), space.n, nvec=(space.n,), lowest=space.lowest)
         case MultiDiscreteSpace():
             nvec = space.nvec
-            return Part(name, "mask" if name == ACTION_MASK else "one_hot", (len(nvec),), sum(nvec), nvec=nvec)
+            kind = "mask" if name == ACTION_MASK else "one_hot"
+            return Part(name, kind, (len(nvec),), sum(nvec), nvec=nvec, lowest=space.lowest)
     raise ConfigError(f"observation part {name!r}: nested dictionaries are flattened by the environment; got {space}")
 
 

@@ -185,7 +185,8 @@ def _schedule(start: float, end: float | None, session: Session) -> float:
 
 def _check(config: PPOConfig) -> None:
     for name in ("num_steps", "num_epochs", "minibatch_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)}; expected at least 1")
+        value = config.__dict__[name]
+        if value < 1:
+            raise ConfigError(f"{name}={value}; expected at least 1")
     if not 0.0 < config.gamma <= 1.0:
         raise ConfigError(f"gamma={config.gamma}; expected 0 < gamma <= 1")

@@ -41,7 +41,8 @@ def test_report_of_a_healthy_environment(cartpole: DoctorReport) -> None:
     assert {finding.level for finding in cartpole.findings} <= {"ok", "note"}
     assert any(finding.text.startswith("deterministic") for finding in cartpole.findings)
     assert sorted(rate.form for rate in cartpole.rates) == sorted(FORMS)
-    assert all(rate.steps_per_s > 100 for rate in cartpole.rates if not rate.error)
+    # A step takes microseconds; one a second would be the rate of something else, on any machine.
+    assert all(rate.steps_per_s > 1 for rate in cartpole.rates if not rate.error)
     assert cartpole.auto == "native"
     assert not cartpole.rates[1].error
 
