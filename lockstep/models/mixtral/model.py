@@ -1,0 +1,103 @@
+"""The Mixtral decoder (Jiang et al. 2024): Mistral with a mixture of experts for a feed-forward.
+
+Legend: T packed tokens, E model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lockstep.core.batch import ForwardBatch
+from lockstep.kernels.attention import KVCache
+from lockstep.layers.attention import AttentionConfig
+from lockstep.layers.decoder import PreNormLayer, Stream, open_stream
+from lockstep.layers.embedding import Embedding
+from lockstep.layers.gated import GatedKind
+from lockstep.layers.moe import SparseMLP
+from lockstep.layers.projection import Precision, Projection
+from lockstep.layers.rotary import RopeConfig, RotaryTable
+from lockstep.layers.token_norm import RMSNorm
+from lockstep.models.language import LanguageModel, ModelFacts, longest_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtralConfig:
+    """Sizes and switches of one model."""
+
+    vocab_size: int
+    width: int
+    hidden: int
+    """Of one expert."""
+    num_experts: int
+    num_chosen: int
+    """Experts a token takes."""
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_context: int
+    norm_eps: float = 1e-6
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    activation: GatedKind = "silu"
+    tied: bool = False
+    window: int = 0
+    """Keys a query sees in every layer; 0: all."""
+
+    def attention(self) -> AttentionConfig:
+        """Of every layer."""
+        return AttentionConfig(
+            width=self.width,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+            window=self.window,
+        )
+
+
+class Mixtral(LanguageModel):
+    """Embedding, layers, final norm, head."""
+
+    def __init__(self, config: MixtralConfig, precision: Precision) -> None:
+        super().__init__(
+            ModelFacts(
+                family="mixtral",
+                vocab_size=config.vocab_size,
+                width=config.width,
+                num_layers=config.num_layers,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                max_context=config.max_context,
+            ),
+            precision,
+            embedding=Embedding(config.vocab_size, config.width, precision),
+            head=Projection(config.width, (config.vocab_size,), precision),
+            tied=config.tied,
+        )
+        self.config = config
+        self.layers = nn.ModuleList([self._layer(config, precision) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.rotary = RotaryTable(config.rope, config.head_dim, config.max_context)
+
+    @staticmethod
+    def _layer(config: MixtralConfig, precision: Precision) -> PreNormLayer:
+        mlp = SparseMLP(
+            config.width,
+            config.hidden,
+            config.num_experts,
+            config.num_chosen,
+            config.activation,
+            precision,
+            normalise=True,
+        )
+        return PreNormLayer(config.attention(), mlp, config.norm_eps, precision)
+
+    def forward(self, batch: ForwardBatch, cache: KVCache | None) -> Tensor:
+        """See `LanguageModel.forward`."""
+        angles = self.rotary.reach(longest_context(batch))
+        stream: Stream = self.embedding(batch.tokens_T), None
+        for index, layer in enumerate(self.layers):
+            stream = layer(stream, batch, angles, cache.layers[index] if cache else None)
+        return open_stream(stream, self.norm)[0]
