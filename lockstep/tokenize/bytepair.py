@@ -1,0 +1,171 @@
+"""Byte-level BPE: the pre-tokenising expressions by their GGUF name, and the encoder on the `tokenizers` package."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.core.errors import ConfigError, InputError, unknown_name
+from lockstep.core.extras import require
+from lockstep.tokenize.vocabulary import Kind
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_LLAMA3 = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+_QWEN2 = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_SIGNS}|{_SPACES}"
+_QWEN35 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+_SIGNS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_TEKKEN = rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SIGNS_SLASH}|{_SPACES}"
+_GPT4O = (
+    rf"{_START}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_START}{_UPPER}+{_LOWER}*{_ENDINGS}?"
+    rf"|\p{{N}}{{1,3}}|{_SIGNS_SLASH}|{_SPACES}"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_CJK_V3 = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """Expressions applied one after another, each isolating its matches inside the pieces left by the ones before."""
+
+    expressions: tuple[str, ...]
+    whole_words: bool = False  # a word that is a token is taken without asking the merges
+    add_bos: bool = False
+
+
+_DIGITS_THEN_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
+_OF_LLAMA3 = PreTokenizer((_LLAMA3,), whole_words=True, add_bos=True)
+_OF_QWEN2 = PreTokenizer((_QWEN2,))
+_OF_GPT2 = PreTokenizer((_GPT2,))
+_OF_GPT4O = PreTokenizer((_GPT4O,))
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "gpt-2": _OF_GPT2,
+    "phi-2": _OF_GPT2,
+    "mpt": _OF_GPT2,
+    "olmo": _OF_GPT2,
+    "exaone4": _OF_GPT2,
+    "llama3": _OF_LLAMA3,
+    "llama-v3": _OF_LLAMA3,
+    "llama-bpe": _OF_LLAMA3,
+    "falcon3": _OF_LLAMA3,
+    "lfm2": _OF_LLAMA3,
+    "smaug-bpe": PreTokenizer((_LLAMA3,)),
+    "dbrx": PreTokenizer((_LLAMA3,)),
+    "glm4": PreTokenizer((_LLAMA3,)),
+    "chatglm-bpe": PreTokenizer((_LLAMA3,)),
+    "qwen2": _OF_QWEN2,
+    "deepseek-r1-qwen": _OF_QWEN2,
+    "stablelm2": _OF_QWEN2,
+    "megrez": _OF_QWEN2,
+    "hunyuan": _OF_QWEN2,
+    "qwen35": PreTokenizer((_QWEN35,)),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
+    "deepseek-v3": PreTokenizer((r"\p{N}{1,3}", _CJK_V3, _DEEPSEEK3)),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
+    "gpt-4o": _OF_GPT4O,
+    "llama4": _OF_GPT4O,
+    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+    "starcoder": _DIGITS_THEN_GPT2,
+    "refact": _DIGITS_THEN_GPT2,
+    "command-r": _DIGITS_THEN_GPT2,
+    "smollm": _DIGITS_THEN_GPT2,
+    "codeshell": _DIGITS_THEN_GPT2,
+    "exaone": _DIGITS_THEN_GPT2,
+    "minerva-7b": _DIGITS_THEN_GPT2,
+}
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """The pre-tokeniser that a GGUF file names.
+
+    Raises:
+        ConfigError: no such name here.
+    """
+    if name not in PRE_TOKENIZERS:
+        raise ConfigError(
+            unknown_name("pre-tokeniser (tokenizer.ggml.pre)", name, PRE_TOKENIZERS)
+            + ". Load the model from its Hugging Face folder with tokenizer.json instead."
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def build_byte_level(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str], pre: PreTokenizer) -> Any:
+    """A `tokenizers.Tokenizer` of a byte-level vocabulary.
+
+    Args:
+        tokens, kinds: the vocabulary, one entry an id.
+        merges: "left right", best first.
+
+    Raises:
+        InputError: a merge that is not two tokens, or whose join is none.
+    """
+    tk = require("tokenizers", extra="lm")
+    pairs = []
+    for rank, merge in enumerate(merges):
+        left, space, right = merge[1:].partition(" ")  # a token may itself begin with a space
+        if not space or not right:
+            raise InputError(f"merge {rank} is {merge!r}; expected two tokens with a space between", field="merges")
+        pairs.append((merge[0] + left, right))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    try:
+        model = tk.models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, ignore_merges=pre.whole_words)
+    except Exception as error:  # the package raises the bare class
+        raise InputError(f"vocabulary and merges do not fit: {error}", field="merges") from error
+    tokenizer = tk.Tokenizer(model)
+    steps = [tk.pre_tokenizers.Split(tk.Regex(expression), "isolated") for expression in pre.expressions]
+    byte_level = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence([*steps, byte_level])
+    special = (Kind.CONTROL, Kind.UNKNOWN)
+    added = [
+        tk.AddedToken(token, special=kind in special, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (*special, Kind.USER_DEFINED) and token
+    ]
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+class LibraryEncoder:
+    """Text to ids by a `tokenizers.Tokenizer`.
+
+    The library keeps "special tokens are plain text" as a state of the object, so the rarely used second meaning gets
+    its own copy instead of a switch that another thread could see half way.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._parsing = tokenizer
+        self._plain: Any = None
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of a text, without bos or eos."""
+        return list(self._pick(parse_special).encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
+        """`encode` of each text, in parallel inside the library."""
+        encodings = self._pick(parse_special).encode_batch_fast(list(texts), add_special_tokens=False)
+        return [list(encoding.ids) for encoding in encodings]
+
+    def _pick(self, parse_special: bool) -> Any:
+        if parse_special:
+            return self._parsing
+        with self._lock:
+            if self._plain is None:
+                copy = type(self._parsing).from_str(self._parsing.to_str())
+                copy.encode_special_tokens = True
+                self._plain = copy
+        return self._plain
