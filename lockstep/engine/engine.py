@@ -5,8 +5,6 @@
             ...
 
 A step is `Scheduler.plan_step` -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`.
-
-Legend: R rows, E model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,25 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
-from torch import Tensor
-
-from lockstep.core.batch import PAGE
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample, WeightsVersion
+from lockstep.engine.admission import check_request
 from lockstep.engine.config import EngineConfig, EnginePlan, resolve
 from lockstep.engine.emission import Emitter, Output, TextStream
 from lockstep.engine.queue import Sequence, State, sample_seed
-from lockstep.engine.runner import Gathered, Runner, ServedModel
-from lockstep.engine.sampler import Draws, Sampler, alternatives
+from lockstep.engine.runner import Runner, ServedModel
+from lockstep.engine.sampler import Draws, Sampler
 from lockstep.engine.scheduler import Counters, Scheduler, Work
-from lockstep.engine.shaping import Shaper, check_tokens
+from lockstep.engine.scoring import score_prompts
+from lockstep.engine.shaping import Shaper
 from lockstep.engine.speculation import propose
-from lockstep.kernels.logprobs import token_logprobs
 from lockstep.tokenize.tokenizer import Tokenizer
-
-_SCORED_ROWS = 64
-"""Prompt rows whose logits are held at a time."""
 
 
 class PauseMode(Enum):
@@ -123,7 +115,11 @@ class Engine:
             InputError: nothing that this engine could ever do; the message has the numbers.
             ServingError: too many wait.
         """
-        max_tokens = self._check(request)
+        if request.id in self._live:
+            raise InputError(f"request id {request.id!r} is in use; ids of running requests must differ", field="id")
+        max_tokens = check_request(
+            request, self.plan, self.model.vocab_size, self.model.max_context, has_tokenizer=self.tokenizer is not None
+        )
         params = request.params
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
         scores: list[float | None] = []
@@ -162,7 +158,7 @@ class Engine:
         counters.num_steps += 1
         counters.num_computed_tokens += sum(work.count + len(work.drafts) for work in works)
         if gathered.scored:
-            self._score(hidden_RE, gathered)
+            score_prompts(self.model, hidden_RE, gathered)
             hidden_RE = hidden_RE[gathered.draw_rows]
         if gathered.draws:
             draws = self._sampler.draw(self.model.logits(hidden_RE), gathered.draws)
@@ -270,37 +266,6 @@ class Engine:
             found.append(f"{len(live)} unfinished samples of live requests, {self.num_unfinished} scheduled")
         return found
 
-    def _check(self, request: Request) -> int:
-        """Raises what `add` raises, and returns the most tokens a sample may have."""
-        params, plan, num_prompt = request.params, self.plan, len(request.prompt)
-        if request.id in self._live:
-            raise InputError(f"request id {request.id!r} is in use; ids of running requests must differ", field="id")
-        if num_prompt == 0:
-            raise InputError("the prompt has no tokens; expected at least one", field="prompt")
-        vocab_size = self.model.vocab_size
-        if not (0 <= min(request.prompt) and max(request.prompt) < vocab_size):
-            wrong = next(token for token in request.prompt if not 0 <= token < vocab_size)
-            raise InputError(f"the prompt has token {wrong}; expected 0 <= id < {vocab_size}", field="prompt")
-        if request.adapter:
-            raise InputError(f"adapter {request.adapter!r} is not loaded; leave it empty", field="adapter")
-        if params.stop and self.tokenizer is None:
-            raise InputError("stop strings need a tokenizer; this engine serves ids: use stop_token_ids", field="stop")
-        if params.grammar is not None:
-            raise InputError("this engine has no grammars; leave it out", field="grammar")
-        most = plan.max_context - num_prompt
-        if most < 1 or (params.max_tokens or 0) > most:
-            raise InputError(
-                f"prompt of {num_prompt} + max_tokens={params.max_tokens} tokens; the context holds {plan.max_context} "
-                f"(model {self.model.max_context}, cache {plan.num_pages} pages of {PAGE}): shorten either",
-                field="max_tokens" if most >= 1 else "prompt",
-            )
-        if max(params.num_logprobs, params.prompt_logprobs or 0) > vocab_size:
-            raise InputError(f"more alternatives wanted than the {vocab_size} tokens there are", field="num_logprobs")
-        if params.n > plan.max_queue:
-            raise InputError(f"n={params.n} samples; the queue holds max_queue={plan.max_queue}", field="n")
-        check_tokens(params, vocab_size, plan.eos_token_ids)
-        return params.max_tokens or most
-
     def _deliver(self, works: list[Work], draws: Draws, outputs: list[Output]) -> None:
         """Appends the tokens drawn: a guess that was drawn makes the next row's token valid too."""
         row = 0
@@ -327,20 +292,6 @@ class Engine:
             outputs.append(Output(sample, first, right + 1, text, sample.is_finished))
             if sample.is_finished:
                 self._close(sequence)
-
-    def _score(self, hidden_RE: Tensor, gathered: Gathered) -> None:
-        """Log-probabilities of prompt tokens."""
-        for scored in gathered.scored:
-            sequence = scored.sequence
-            sample, num_wanted = sequence.sample, sequence.request.params.prompt_logprobs or 0
-            for start in range(0, scored.num, _SCORED_ROWS):
-                num = min(_SCORED_ROWS, scored.num - start)
-                row, after = scored.first_row + start, scored.position + start + 1
-                logits_RV = self.model.logits(hidden_RE[row : row + num])
-                targets = torch.tensor(sequence.tokens[after : after + num])
-                sample.prompt_logprobs += token_logprobs(logits_RV, targets).tolist()
-                sample.prompt_alternatives += alternatives(logits_RV, [num_wanted] * num)
-            sequence.num_scored = scored.position + scored.num
 
     def _close(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)

@@ -71,7 +71,8 @@ class PagePool:
 
     def cache(self, page: int) -> None:
         """The prefix cache becomes a holder of a page that a sequence holds."""
-        assert not self.cached[page] and self.counts[page] > 0
+        assert not self.cached[page]
+        assert self.counts[page] > 0
         self.cached[page] = 1
         self.counts[page] += 1
 

@@ -75,23 +75,23 @@ class RadixTree:
         return node
 
     def match(self, key: RootKey, tokens: Sequence[int], max_pages: int) -> tuple[Node, list[int]]:
-        """The deepest node that `tokens` lead to, and the pages on the way; not yet held by the caller."""
+        """The deepest node that `tokens` lead to, and the pages on the way. Whoever uses them holds them and says `use`."""
         node, pages = self.root(key), []
-        self._clock += 1
         for index in range(max_pages):
             child = node.children.get(tuple(tokens[index * PAGE : (index + 1) * PAGE]))
             if child is None:
                 break
             assert child.page is not None
-            child.last_used = self._clock
             pages.append(child.page)
             node = child
         return node, pages
 
-    def count_hit(self, node: Node) -> None:
-        """The path down to `node` was used by a new sequence (what LFU counts)."""
+    def use(self, node: Node) -> None:
+        """A new sequence holds the path down to `node`."""
+        self._clock += 1
         while node.parent is not None:
             node.num_hits += 1
+            node.last_used = self._clock
             node = node.parent
 
     def insert(self, parent: Node, block: tuple[int, ...], page: int) -> Node:
@@ -150,12 +150,13 @@ class RadixTree:
         """What does not add up in the tree itself, in words."""
         found, counts = [], self.pool.counts
         for node in self.nodes():
-            assert node.parent is not None and node.page is not None
+            assert node.parent is not None
+            assert node.page is not None
             if node.parent.children.get(node.block) is not node or not node.in_tree:
                 found.append(f"the node of page {node.page} is not where its block leads")
             if node.parent.page is not None and counts[node.parent.page] == 1 and counts[node.page] > 1:
                 found.append(f"page {node.page} is held below the idle page {node.parent.page}")
-        reachable = {id(entry[3]) for entry in self._leaves}
+        reachable = {id(node) for _, used, _, node in self._leaves if used == node.last_used}
         found += [
             f"the idle leaf of page {node.page} is not up for eviction"
             for node in self.nodes()
@@ -183,7 +184,8 @@ class RadixTree:
 
     def _remove(self, node: Node) -> Node:
         parent = node.parent
-        assert parent is not None and node.page is not None
+        assert parent is not None
+        assert node.page is not None
         del parent.children[node.block]
         node.in_tree = False
         self.num_nodes -= 1

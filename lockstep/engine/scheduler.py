@@ -205,7 +205,7 @@ class Scheduler:
         self._extend(sequence, need)
         sequence.node = node
         if node is not None:
-            tree.count_hit(node)
+            tree.use(node)
         if not sequence.started:
             sequence.started = True
             sequence.sample.num_cached = sequence.num_computed

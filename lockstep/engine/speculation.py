@@ -33,9 +33,9 @@ class PromptLookup:
                     ends[tuple(tokens[end - length : end])] = end
         self._num_read = max(self._num_read, len(tokens) - 1)
         for ends, length in zip(self._ends, _LENGTHS, strict=True):
-            end = ends.get(tuple(tokens[-length:]))
-            if end is not None:
-                return tokens[end : end + min(most, self._trust)]
+            found = ends.get(tuple(tokens[-length:]))
+            if found is not None:
+                return tokens[found : found + min(most, self._trust)]
         return []
 
     def learn(self, num_guessed: int, num_right: int) -> None:

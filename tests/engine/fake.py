@@ -66,11 +66,15 @@ class FakeModel:
         sums = np.cumsum(cells * self._weight_T[: cells.shape[1]], axis=1)
         self.num_rows += len(positions)
         hidden = sums[owner_T, positions] ^ np.uint64(self.version * 7919)
-        return torch.from_numpy(_mix(hidden).view(np.int64)[:, None])
+        return torch.from_numpy(np.stack([_mix(hidden).view(np.int64), batch.tokens_T.numpy()], axis=1))
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
-        bits = _mix(hidden_RE.numpy().view(np.uint64) + self._columns_V[None])
-        return torch.from_numpy(((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24) - 0.5) * 8.0)
+        """Noise, with a liking for one successor of each token so that texts repeat themselves now and then."""
+        hash_R, token_R = hidden_RE.numpy().T
+        bits = _mix(hash_R.view(np.uint64)[:, None] + self._columns_V[None])
+        logits = ((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)) * np.float32(8.0)
+        logits[np.arange(len(logits)), (5 * token_R + 1) % VOCAB] += np.float32(5.0)
+        return torch.from_numpy(logits)
 
 
 def tiny(**changes: object) -> EngineConfig:
@@ -95,3 +99,59 @@ def alone(prompt: tuple[int, ...], params: SamplingParams, *, version: int = 0) 
     samples = engine.add(Request(id="alone", prompt=prompt, params=params))
     run(engine)
     return samples
+
+
+def fast_sample_tokens(logits_RV: Tensor, temperature_R: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Greedy or Gumbel-max keyed by (seed, position), without filters: `kernels.sampling` at the speed a fuzz needs."""
+    seeds, positions = rest[-2].numpy().view(np.uint64), rest[-1].numpy().astype(np.uint64)
+    key = _mix(seeds + positions * _M1)[:, None] + np.arange(logits_RV.shape[1], dtype=np.uint64)
+    uniform = ((_mix(key) >> np.uint64(40)).astype(np.float32) + 0.5) / np.float32(1 << 24)
+    noise = -np.log(-np.log(uniform))
+    scores = logits_RV.numpy() + temperature_R.numpy()[:, None] * noise
+    return torch.from_numpy(scores.argmax(1)), torch.zeros(len(scores))
+
+
+def fast_token_logprobs(logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
+    logits = logits_RV.numpy()
+    top = logits.max(1)
+    total = np.exp(logits - top[:, None]).sum(1)
+    return torch.from_numpy(logits[np.arange(len(logits)), tokens_R.numpy()] - top - np.log(total))
+
+
+class Oracle:
+    """What a request must yield, computed without an engine: no pages, no batches, no cache."""
+
+    def __init__(self) -> None:
+        self._model = FakeModel()
+        self._known: dict[tuple, list[int]] = {}
+
+    def text(self, prompt: tuple[int, ...], params: SamplingParams, seed: int, version: int, num: int) -> list[int]:
+        """The first `num` tokens, fewer if the text ends before."""
+        known = self._known.get((prompt, params, seed, version), [])
+        if len(known) < num and (not known or known[-1] != 0):
+            known = self._known[prompt, params, seed, version] = self._generate(prompt, params, seed, version, num)
+        return known[:num]
+
+    def _generate(
+        self, prompt: tuple[int, ...], params: SamplingParams, seed: int, version: int, num: int
+    ) -> list[int]:
+        model = self._model
+        model.version = version
+        tokens = np.array(prompt, dtype=np.uint64)
+        shift = np.uint64(1000 * version + 1)
+        total_11 = (_mix(tokens + shift) * model._weight_T[: len(tokens)]).sum(dtype=np.uint64).reshape(1, 1)
+        temperature, seeds = torch.tensor([params.temperature]), torch.tensor([seed])
+        written, before = list[int](), prompt[-1]
+        while len(written) < num:
+            position = len(prompt) + len(written)
+            hidden = np.array([[_mix(total_11 ^ np.uint64(version * 7919)).view(np.int64).item(), before]])
+            draw, _ = fast_sample_tokens(
+                model.logits(torch.from_numpy(hidden)), temperature, seeds, torch.tensor([position])
+            )
+            written.append(int(draw))
+            if written[-1] == 0:
+                break
+            before = written[-1]
+            last = np.array([before], dtype=np.uint64)
+            total_11 = total_11 + _mix(last + shift) * model._weight_T[position]
+        return written
