@@ -5,6 +5,7 @@ LockstepError
   InputError          data handed in at run time: wrong shape, dtype, NaN; `field` names the offending part
   EnvError            an environment broke its contract or could not be made
   CheckpointError     a file of ours is missing, truncated or does not match
+  FormatError         a file of the field's formats (weights, tokenizer) is damaged, hostile or of a kind we do not read
   ExportError         an exported program does something else than the policy it was made from
   MissingExtraError   an optional part is not installed; names the extra
   DeadlineError       a wait passed its deadline; names the owner and what to do
@@ -41,6 +42,14 @@ class EnvError(LockstepError, RuntimeError):
 
 class CheckpointError(LockstepError, RuntimeError):
     """A checkpoint, policy folder or run directory is missing, damaged or does not match."""
+
+
+class FormatError(LockstepError, ValueError):
+    """A file somebody else wrote cannot be read: truncated, damaged, hostile or of an unknown kind. `path` names it."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
 
 
 class ExportError(LockstepError, RuntimeError):

@@ -76,6 +76,14 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_sumtree_update": ([_P, _P, _I64, _P, _P, _I64], None),
     "ls_sumtree_find": ([_P, _I64, _P, _P, _I64], None),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
+    "ls_rms_norm": ([_P] * 3 + [_F32] * 2 + [_P] * 2 + [_I64] * 2, None),
+    "ls_layer_norm": ([_P] * 3 + [_F32, _P] + [_I64] * 2, None),
+    "ls_norm_backward": ([_P] * 2 + [_F32] * 2 + [_P] * 5 + [_I64] * 2 + [_I32], None),
+    "ls_rope": ([_P, _I64] + [_P] * 4 + [_I64] * 5 + [_I32, _F32], _I64),
+    "ls_activate": ([_P] * 2 + [_I64, _I32], None),
+    "ls_activate_backward": ([_P] * 3 + [_I64, _I32], None),
+    "ls_gated": ([_P] * 2 + [_I64] * 2 + [_I32], None),
+    "ls_gated_backward": ([_P] * 3 + [_I64] * 2 + [_I32], None),
 }
 
 

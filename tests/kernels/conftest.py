@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lockstep.kernels import native
+
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations() -> Iterator[None]:
@@ -22,3 +24,16 @@ def poisoned_allocations() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_num_threads(before)
+
+
+def runnable_levels() -> list[int]:
+    return list(range(native.open_level(0).ls_cpu_level() + 1)) if native.state.library is not None else []
+
+
+@pytest.fixture(params=runnable_levels(), ids=lambda level: native.LEVELS[level])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every build that this processor can run, one after another."""
+    before = native.state.library
+    native.state.library = native.open_level(request.param)
+    yield request.param
+    native.state.library = before

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.kernels import native
-from lockstep.kernels.activation import naive
+from lockstep.kernels.activation import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": naive, "opaque": naive}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 KINDS = tuple(naive.FUNCTIONS)
 """silu, gelu_tanh (the tanh form), gelu (by the error function), relu. Their order is that of csrc/activation.cpp."""
 

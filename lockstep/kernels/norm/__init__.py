@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
-from lockstep.kernels.norm import naive
+from lockstep.kernels.norm import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": naive, "opaque": naive}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
 
 def rms_norm(x: Tensor, weight_E: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -25,9 +25,9 @@ def rms_norm(x: Tensor, weight_E: Tensor, eps: float, offset: float = 0.0) -> Te
         [..., E], differentiable with respect to x and the weight.
 
     Raises:
-        InputError: for a weight of another width.
+        InputError: for a weight of another width or dtype.
     """
-    if weight_E.shape != x.shape[-1:]:
+    if weight_E.shape != x.shape[-1:] or weight_E.dtype is not x.dtype:
         raise _wrong_width("weight", weight_E, x)
     return IMPLEMENTATIONS[native.choose(x)].rms_norm(x, weight_E, eps, offset)
 
@@ -36,10 +36,13 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight_E: Tensor, eps: float, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual) in one pass; see `rms_norm`. x and residual are [..., E]."""
-    if weight_E.shape != x.shape[-1:]:
+    if weight_E.shape != x.shape[-1:] or weight_E.dtype is not x.dtype:
         raise _wrong_width("weight", weight_E, x)
-    if residual.shape != x.shape:
-        raise InputError(f"residual is {tuple(residual.shape)}; expected {tuple(x.shape)} as x", field="residual")
+    if residual.shape != x.shape or residual.dtype is not x.dtype:
+        raise InputError(
+            f"residual is {residual.dtype} {tuple(residual.shape)}; expected {x.dtype} {tuple(x.shape)} as x",
+            field="residual",
+        )
     return IMPLEMENTATIONS[native.choose(x)].add_rms_norm(x, residual, weight_E, eps, offset)
 
 
@@ -54,14 +57,17 @@ def layer_norm(x: Tensor, weight_E: Tensor | None, bias_E: Tensor | None, eps: f
         [..., E], differentiable with respect to x, weight and bias.
 
     Raises:
-        InputError: for a weight or bias of another width.
+        InputError: for a weight or bias of another width or dtype.
     """
-    if weight_E is not None and weight_E.shape != x.shape[-1:]:
+    if weight_E is not None and (weight_E.shape != x.shape[-1:] or weight_E.dtype is not x.dtype):
         raise _wrong_width("weight", weight_E, x)
-    if bias_E is not None and bias_E.shape != x.shape[-1:]:
+    if bias_E is not None and (bias_E.shape != x.shape[-1:] or bias_E.dtype is not x.dtype):
         raise _wrong_width("bias", bias_E, x)
     return IMPLEMENTATIONS[native.choose(x)].layer_norm(x, weight_E, bias_E, eps)
 
 
 def _wrong_width(name: str, tensor: Tensor, x: Tensor) -> InputError:
-    return InputError(f"{name} is {tuple(tensor.shape)}; expected [{x.shape[-1]}], the last size of x", field=name)
+    return InputError(
+        f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {x.dtype} [{x.shape[-1]}], the last size of x",
+        field=name,
+    )

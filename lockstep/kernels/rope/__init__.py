@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
-from lockstep.kernels.rope import naive
+from lockstep.kernels.rope import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": naive, "opaque": naive}
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
 
 def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, interleaved: bool = False) -> Tensor:
@@ -41,4 +41,6 @@ def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, int
             f"positions are {positions_T.dtype} {tuple(positions_T.shape)}; expected int64 [{x_THD.shape[0]}]",
             field="positions",
         )
+    if cos_PR.dtype is not x_THD.dtype or sin_PR.dtype is not x_THD.dtype:
+        raise InputError(f"the tables are {cos_PR.dtype} and {sin_PR.dtype}; expected {x_THD.dtype} as x", field="cos")
     return IMPLEMENTATIONS[native.choose(x_THD)].rope(x_THD, positions_T, cos_PR, sin_PR, interleaved)

@@ -1,0 +1,36 @@
+// The C ABI of the kernels of language models; conventions as in lockstep.h.
+//
+// Legend: M rows, E width, T packed tokens, S sequences, H query heads, G kv heads, D head dim, R rows of logits, V vocab.
+#pragma once
+#include <stdint.h>
+
+#include "lockstep.h"
+
+// y = x / sqrt(mean(x^2) + eps) * (offset + weight), rows of E. residual (null: none) is added to x first and the sum is
+// written to `total`.
+LS_API void ls_rms_norm(const float* x, const float* residual, const float* weight, float eps, float offset,
+                        float* total, float* y, int64_t num_rows, int64_t width);
+// y = (x - mean) / sqrt(variance + eps) * weight + bias; weight and bias may be null.
+LS_API void ls_layer_norm(const float* x, const float* weight, const float* bias, float eps, float* y,
+                          int64_t num_rows, int64_t width);
+// Gradients of either norm (`centred`: of the second). dtotal (null: none) is added to dx. dweight and dbias (null: not
+// wanted) receive one partial sum of [E] for every LS_NORM_ROWS rows.
+enum { LS_NORM_ROWS = 64 };
+LS_API void ls_norm_backward(const float* x, const float* weight, float eps, float offset, const float* dy,
+                             const float* dtotal, float* dx, float* dweight, float* dbias, int64_t num_rows,
+                             int64_t width, int32_t centred);
+
+// Rotates the first 2R of D dimensions of x [T][H][D], whose tokens lie x_stride floats apart; y is contiguous.
+// direction -1 turns back. Returns -1, or the first token whose position is outside of the tables [P][R].
+LS_API int64_t ls_rope(const float* x, int64_t x_stride, const int64_t* positions, const float* cos, const float* sin,
+                       float* y, int64_t num_tokens, int64_t num_heads, int64_t head_dim, int64_t num_pairs,
+                       int64_t table_rows, int32_t interleaved, float direction);
+
+// Activations in the order of lockstep.kernels.activation.KINDS.
+enum LsGate { LS_GATE_SILU, LS_GATE_GELU_TANH, LS_GATE_GELU, LS_GATE_RELU };
+LS_API void ls_activate(const float* x, float* y, int64_t num, int32_t kind);
+LS_API void ls_activate_backward(const float* x, const float* dy, float* dx, int64_t num, int32_t kind);
+// y [M][F] = act(gate) * up for rows of gate [F], up [F].
+LS_API void ls_gated(const float* gate_up, float* y, int64_t num_rows, int64_t width, int32_t kind);
+LS_API void ls_gated_backward(const float* gate_up, const float* dy, float* dgate_up, int64_t num_rows, int64_t width,
+                              int32_t kind);

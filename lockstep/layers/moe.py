@@ -1,0 +1,154 @@
+"""Mixture of experts: every token through the few experts its router chose.
+
+Legend: T packed tokens, E model width, F an expert's width, X experts, K experts a token, A = T K assignments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.core.errors import ConfigError, InputError
+from lockstep.core.planes import QuantPlanes
+from lockstep.kernels.activation import gated
+from lockstep.kernels.packed_linear import PackedWeight, grouped_linear, pack, trained_linear, unpack
+from lockstep.layers.gated import GatedKind
+from lockstep.layers.projection import Precision, Projection, pack_parts, plain
+
+
+class ExpertProjection(nn.Module):
+    """One matrix [N, K] for each of X experts; see `Projection` for what the weight and its packed copy are."""
+
+    def __init__(self, num_experts: int, in_size: int, out_sizes: Sequence[int], precision: Precision) -> None:
+        super().__init__()
+        self.num_experts, self.in_size, self.out_sizes = num_experts, in_size, tuple(out_sizes)
+        self.precision = precision
+        self.weight: nn.Parameter | None
+        if precision.master is None:
+            self.register_parameter("weight", None)
+        else:
+            shape = (num_experts, sum(self.out_sizes), in_size)
+            self.weight = nn.Parameter(torch.empty(shape, dtype=precision.master))
+        self._packs: list[PackedWeight] = []
+        self._packed_key: tuple[int, int] | None = None
+
+    def forward(self, x_AK: Tensor, starts: Tensor) -> Tensor:
+        """Rows starts[x] .. starts[x + 1] - 1 of x [A, K] through expert x -> [A, N]; starts is int32 [X + 1]."""
+        packs = self.packed()
+        if self.weight is None or not torch.is_grad_enabled():
+            if x_AK.requires_grad and torch.is_grad_enabled():
+                raise InputError("a gradient was asked of experts that are only packed", field="x")
+            return grouped_linear(x_AK, packs, starts)
+        edges = starts.tolist()
+        rows = [
+            trained_linear(x_AK[edges[x] : edges[x + 1]], self.weight[x], packs[x], None)
+            for x in range(self.num_experts)
+            if edges[x + 1] > edges[x]
+        ]
+        return torch.cat(rows)
+
+    def packed(self) -> list[PackedWeight]:
+        """The packed matrices, made anew if the float weight has changed since."""
+        weight = self.weight
+        if weight is not None:
+            key = (weight._version, weight.data_ptr())
+            if key != self._packed_key:
+                precision = self.precision
+                self._packs = [pack(one, precision.compute, precision.group) for one in weight.detach()]
+                self._packed_key = key
+        if not self._packs:
+            raise InputError("the experts hold no weights yet; load or initialise the model first", field="weight")
+        return self._packs
+
+    def repack(self) -> None:
+        """The float weight was written in a way that torch does not see: pack it at the next product."""
+        self._packed_key = None
+
+    @torch.no_grad()
+    def fill(self, experts: Sequence[Sequence[Tensor | QuantPlanes]]) -> None:
+        """Take the matrices: for each expert those of `out_sizes`."""
+        if self.weight is None:
+            self._packs = []
+            for parts in experts:
+                packs = pack_parts(parts, self.precision)
+                if len(packs) != 1:
+                    packs = pack_parts([plain(part) for part in parts], self.precision)
+                self._packs += packs
+            return
+        for expert, parts in enumerate(experts):
+            self.weight[expert].copy_(torch.cat([plain(part) for part in parts]))
+
+    @torch.no_grad()
+    def fill_random(self, generator: torch.Generator, std: float) -> None:
+        """Normal weights of standard deviation `std`."""
+        if self.weight is not None:
+            self.weight.normal_(0.0, std, generator=generator)
+            return
+        shape = (sum(self.out_sizes), self.in_size)
+        self.fill([[torch.empty(shape).normal_(0.0, std, generator=generator)] for _ in range(self.num_experts)])
+
+    @torch.no_grad()
+    def parts(self) -> list[list[Tensor]]:
+        """For each expert its matrices."""
+        wholes = list(self.weight.detach()) if self.weight is not None else [unpack(one) for one in self.packed()]
+        return [list(whole.split(list(self.out_sizes))) for whole in wholes]
+
+
+class SparseMLP(nn.Module):
+    """The router's softmax picks K of X gated experts; their outputs are weighted and added in the order of the experts.
+
+    The router is computed in float32 whatever the model's dtype: it is small, and a rounded score changes which expert is
+    taken.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        num_experts: int,
+        num_chosen: int,
+        kind: GatedKind,
+        precision: Precision,
+        *,
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        if not 1 <= num_chosen <= num_experts:
+            raise ConfigError(f"a token takes {num_chosen} of {num_experts} experts; expected 1 to {num_experts}")
+        self.num_experts, self.num_chosen, self.normalise, self.kind = num_experts, num_chosen, normalise, kind
+        self.router = Projection(width, (num_experts,), Precision("fp32", precision.group, precision.master))
+        self.gate_up = ExpertProjection(num_experts, width, (hidden, hidden), precision)
+        self.down = ExpertProjection(num_experts, hidden, (width,), precision)
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        """x [T, E] -> [T, E]."""
+        share_TK, expert_TK = self.route(x_TE)
+        # Assignments by expert, tokens in order within one: what each expert computes is one block of rows.
+        order_A = torch.argsort(expert_TK.flatten(), stable=True)
+        counts_X = torch.bincount(expert_TK.flatten(), minlength=self.num_experts)
+        starts = torch.zeros(self.num_experts + 1, dtype=torch.int32, device=x_TE.device)
+        starts[1:] = counts_X.cumsum(0)
+        hidden = gated(self.gate_up(x_TE[order_A // self.num_chosen], starts), self.kind)
+        y_AE = self.down(hidden, starts)
+        place_A = torch.empty_like(order_A)
+        place_A[order_A] = torch.arange(len(order_A), device=x_TE.device)
+        y_TKE = y_AE[place_A].view(*expert_TK.shape, -1)
+        out_TE = y_TKE[:, 0] * share_TK[:, 0, None]
+        for choice in range(1, self.num_chosen):
+            out_TE = out_TE + y_TKE[:, choice] * share_TK[:, choice, None]
+        return out_TE
+
+    def route(self, x_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """(share [T, K], expert [T, K] int64, rising in each row)."""
+        probability_TX = torch.softmax(self.router(x_TE), dim=-1)
+        share_TK, expert_TK = torch.topk(probability_TX, self.num_chosen, dim=-1)
+        if self.normalise:
+            # One addition after another: a library's sum may choose its order by the number of rows.
+            total_T = share_TK[:, 0]
+            for choice in range(1, self.num_chosen):
+                total_T = total_T + share_TK[:, choice]
+            share_TK = share_TK / total_T[:, None]
+        expert_TK, order_TK = expert_TK.sort(dim=-1)
+        return share_TK.gather(1, order_TK), expert_TK

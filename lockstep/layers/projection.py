@@ -1,0 +1,211 @@
+"""Matrices of language models: a float weight that can be trained, the packed form that is computed with, or both.
+
+Legend: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.core.errors import ConfigError, InputError, unknown_name
+from lockstep.core.planes import QuantPlanes
+from lockstep.kernels.packed_linear import PackedWeight, pack, pack_planes, packed_linear, trained_linear, unpack
+
+Format = Literal["fp32", "bf16", "int8", "int4"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model's matrices are stored and multiplied.
+
+    >>> Precision.of("bf16", trainable=True)
+    Precision(compute='bf16', group=32, master=torch.float32)
+    """
+
+    compute: Format = "fp32"
+    """Format of the packed weights: what a product reads."""
+    group: int = 32
+    """Columns that share a scale in int8 and int4."""
+    master: torch.dtype | None = torch.float32
+    """Type of the weights that the optimiser changes; None keeps only the packed form, which cannot be trained."""
+
+    @staticmethod
+    def of(compute: str, *, trainable: bool, group: int = 32) -> Precision:
+        """Checked.
+
+        Raises:
+            ConfigError: unknown format or group.
+        """
+        for known in get_args(Format):
+            if compute == known:
+                break
+        else:
+            raise ConfigError(unknown_name("dtype", compute, FORMATS))
+        if group not in (32, 64, 128):
+            raise ConfigError(f"group is {group}; expected 32, 64 or 128")
+        return Precision(known, group, torch.float32 if trainable else None)
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values, in the cache and in training."""
+        return torch.float32 if self.compute == "fp32" else torch.bfloat16
+
+
+class Projection(nn.Module):
+    """y = x Wᵀ + b with W [N, K]; several matrices that read the same input lie in W one after another.
+
+    With a `master` the float weight is the truth and its packed copy follows it: a product repacks when the weight's
+    version has moved. Writing through `.data` or a pointer does not move it; call `repack` then. Without a master only
+    the packed form exists. Empty until `fill`, `fill_random` or a state dict.
+
+    """
+
+    def __init__(self, in_size: int, out_sizes: Sequence[int], precision: Precision, *, bias: bool = False) -> None:
+        super().__init__()
+        self.in_size = in_size
+        self.out_sizes = tuple(out_sizes)
+        self.precision = precision
+        self.weight: nn.Parameter | None
+        out_size = sum(self.out_sizes)
+        if precision.master is None:
+            self.register_parameter("weight", None)
+        else:
+            self.weight = nn.Parameter(torch.empty(out_size, in_size, dtype=precision.master))
+        self.bias: nn.Parameter | None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_size))
+        else:
+            self.register_parameter("bias", None)
+        self._packs: list[PackedWeight] = []
+        self._packed_key: tuple[int, int] | None = None
+
+    def forward(self, x_MK: Tensor) -> Tensor:
+        """x [M, K] float32 -> [M, N] float32. A row's bits do not depend on the other rows, nor on whether gradients
+        are recorded."""
+        weight, bias = self.weight, self.bias
+        if weight is None:
+            return self._packed_only(x_MK, bias)
+        packed = self.packed()
+        if torch.is_grad_enabled():
+            return trained_linear(x_MK, weight, packed, bias)
+        return packed_linear(x_MK, packed, bias)
+
+    def _packed_only(self, x_MK: Tensor, bias: Tensor | None) -> Tensor:
+        if x_MK.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "a gradient was asked of weights that are only packed; load the model with trainable=True, "
+                "or compute within torch.no_grad()",
+                field="x",
+            )
+        packs = self._packs
+        if len(packs) == 1:
+            return packed_linear(x_MK, packs[0], bias)
+        if not packs:
+            raise InputError("the projection holds no weights yet; load or initialise the model first", field="weight")
+        y_MN = torch.cat([packed_linear(x_MK, packed, None) for packed in packs], dim=1)
+        return y_MN if bias is None else y_MN + bias
+
+    def packed(self) -> PackedWeight:
+        """The packed copy of the float weight, made anew if the weight has changed since.
+
+        Raises:
+            InputError: the matrices came in different quantised formats and are not one.
+        """
+        weight = self.weight
+        if weight is not None:
+            key = (weight._version, weight.data_ptr())
+            if key != self._packed_key:
+                self._packs = [pack(weight.detach(), self.precision.compute, self.precision.group)]
+                self._packed_key = key
+        if len(self._packs) != 1:
+            raise InputError(f"the projection holds {len(self._packs)} packed matrices; expected one", field="weight")
+        return self._packs[0]
+
+    def repack(self) -> None:
+        """The float weight was written in a way that torch does not see: pack it at the next product."""
+        self._packed_key = None
+
+    @torch.no_grad()
+    def fill(self, parts: Sequence[Tensor | QuantPlanes]) -> None:
+        """Take the matrices, [out_sizes[i], K] each; quantised ones stay as they are where nothing is trained."""
+        weight = self.weight
+        if weight is not None:
+            start = 0
+            for size, part in zip(self.out_sizes, parts, strict=True):
+                weight[start : start + size].copy_(plain(part))
+                start += size
+            return
+        self._packs = pack_parts(parts, self.precision)
+
+    @torch.no_grad()
+    def fill_random(self, generator: torch.Generator, std: float) -> None:
+        """Normal weights of standard deviation `std`, zero biases."""
+        if self.bias is not None:
+            self.bias.zero_()
+        if self.weight is not None:
+            self.weight.normal_(0.0, std, generator=generator)
+            return
+        dtype = torch.float32 if self.precision.compute == "fp32" else torch.bfloat16
+        shape = (sum(self.out_sizes), self.in_size)
+        self.fill(
+            list(torch.empty(shape, dtype=dtype).normal_(0.0, std, generator=generator).split(list(self.out_sizes)))
+        )
+
+    @torch.no_grad()
+    def parts(self) -> list[Tensor]:
+        """The matrices [out_sizes[i], K]: the float weight's, or what the packed form stands for."""
+        if self.weight is not None:
+            return list(self.weight.detach().split(list(self.out_sizes)))
+        if not self._packs:
+            raise InputError("the projection holds no weights yet", field="weight")
+        return list(torch.cat([unpack(packed) for packed in self._packs]).split(list(self.out_sizes)))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_size} -> {self.out_sizes}, {self.precision.compute}"
+
+
+def plain(part: Tensor | QuantPlanes) -> Tensor:
+    """The matrix as numbers."""
+    return part.dequantise() if isinstance(part, QuantPlanes) else part
+
+
+def pack_parts(parts: Sequence[Tensor | QuantPlanes], precision: Precision) -> list[PackedWeight]:
+    """Matrices that read one input, packed: neighbours of one quantised format, and all float ones beside each other,
+    become one matrix, computed in one pass over the input."""
+    runs: list[list[Tensor | QuantPlanes]] = []
+    for part in parts:
+        if runs and _kind(runs[-1][-1]) == _kind(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return [_pack_run(run, precision) for run in runs]
+
+
+def _pack_run(run: Sequence[Tensor | QuantPlanes], precision: Precision) -> PackedWeight:
+    planes = [part for part in run if isinstance(part, QuantPlanes)]
+    if not planes:
+        whole = torch.cat([plain(part) for part in run]) if len(run) > 1 else plain(run[0])
+        return pack(whole, precision.compute, precision.group)
+    minimums = [part.minimum_NB for part in planes if part.minimum_NB is not None]
+    return pack_planes(
+        QuantPlanes(
+            codes_NK=torch.cat([part.codes_NK for part in planes]),
+            scale_NB=torch.cat([part.scale_NB for part in planes]),
+            minimum_NB=torch.cat(minimums) if minimums else None,
+            group=planes[0].group,
+            bits=planes[0].bits,
+            table=planes[0].table,
+        )
+    )
+
+
+def _kind(part: Tensor | QuantPlanes) -> tuple[object, ...]:
+    if isinstance(part, Tensor):
+        return ()
+    return part.group, part.bits, part.table, part.minimum_NB is None
