@@ -215,6 +215,35 @@ struct LsQLearning {
 // Returns -1; the first i whose action is out of range; or -2 - i where index[i] is (nothing is written then).
 LS_API int64_t ls_q_gradients(const LsQLearning* q, const int64_t* index, const float* weight, int64_t num,
                               float* error, float* stats);
+// Gradients of a soft actor-critic minibatch (continuous actions, squashed Gaussian head), for rows picked from arrays of
+// num_rows rows. The critics read features and action side by side; the target critics have their sizes.
+struct LsSoftActorCritic {
+  const LsMlp* actor;
+  const LsMlp* critics;
+  const LsMlp* target;
+  const float* features;       // [R][F]
+  const float* next_features;  // [R][F]
+  const float* action;         // [R][A]
+  const float* reward;         // [R]
+  const float* discount;       // [R], 0 after a termination
+  float* const* actor_dweights;
+  float* const* actor_dbiases;
+  float* const* critic_dweights;
+  float* const* critic_dbiases;
+  float* memory;               // ls_sac_memory bytes, which the second call finds as the first one left them
+  int64_t num_rows;
+  float log_std_min, log_std_max;
+};
+LS_API int64_t ls_sac_memory(const LsSoftActorCritic* sac, int64_t num);
+// Writes the critics' gradients, the entropy [num] of actions sampled at the features with normal [0], and stats [2]:
+// critic loss, mean value. normal is [2][num][A]: for the features, for the next ones. Returns -1, or the first i whose
+// index is out of range (nothing is written then).
+LS_API int64_t ls_sac_critic_gradients(const LsSoftActorCritic* sac, const int64_t* index, const float* normal,
+                                       float alpha, int64_t num, float* entropy, float* stats);
+// Writes the actor's gradients on the same minibatch, against the critics as they are now, and stats [2]: mean entropy,
+// mean value.
+LS_API void ls_sac_actor_gradients(const LsSoftActorCritic* sac, const float* normal, float alpha, int64_t num,
+                                   float* stats);
 // (x - mean) / (deviation + 1e-8) with the unbiased deviation, over the rows where mask (bytes, may be null) is not 0;
 // fewer than two rows: x itself. out may be x.
 LS_API void ls_normalise(const float* x, const uint8_t* mask, float* out, int64_t num);

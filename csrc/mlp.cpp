@@ -184,7 +184,7 @@ i64 threads_for(i64 flops) { return flops < PARALLEL_FLOPS ? 1 : pool_threads();
 // About two tasks for each thread, `groups` of which share the same rows.
 i64 rows_per_task(i64 rows, i64 groups, i64 threads) {
   if (threads == 1) return CHUNK;
-  i64 chunk = round_up((rows * groups + 2 * threads - 1) / (2 * threads), 6);
+  i64 chunk = round_up((rows * groups + 2 * threads - 1) / (2 * threads), 2);  // pairs of rows stay together
   return chunk < CHUNK ? chunk : CHUNK;
 }
 template <typename F>

@@ -1,5 +1,6 @@
 // Multi-tensor optimiser steps: one call for all parameters of a network.
 #include "lockstep.h"
+#include "pool.h"
 #include "simd.h"
 
 namespace {
@@ -32,17 +33,47 @@ ALWAYS_INLINE void adam_vector(vf* p, vf g, vf* m, vf* v, const AdamScalars& s) 
   *p = *p * s.decay - s.step_size * (*m / denominator);
 }
 
+constexpr i64 BLOCK = 1 << 14;           // elements of a task
+constexpr i64 WORTH_A_THREAD = 1 << 16;  // elements
+
+// body(tensor, begin, end) for all elements of all tensors, shared out between threads where there are enough of them;
+// `aside` is one more task, which needs none of the others.
+template <typename F, typename G>
+void over_elements(const int64_t* sizes, i64 num_tensors, F&& body, G&& aside) {
+  i64 num_blocks = 0, total = 0;
+  for (i64 t = 0; t < num_tensors; t++) {
+    num_blocks += (sizes[t] + BLOCK - 1) / BLOCK;
+    total += sizes[t];
+  }
+  if (total < WORTH_A_THREAD || pool_threads() == 1) {
+    aside();
+    for (i64 t = 0; t < num_tensors; t++) body(t, (i64)0, (i64)sizes[t]);
+    return;
+  }
+  parallel_for(1 + num_blocks, [&](i64 task) {
+    if (task == 0) return aside();
+    i64 t = 0, block = task - 1;
+    for (; block >= (sizes[t] + BLOCK - 1) / BLOCK; t++) block -= (sizes[t] + BLOCK - 1) / BLOCK;
+    const i64 end = (block + 1) * BLOCK;
+    body(t, block * BLOCK, end < sizes[t] ? end : (i64)sizes[t]);
+  });
+}
+
 }  // namespace
 
 double ls_adam(float* const* params, const float* const* grads, float* const* exp_avgs, float* const* exp_avg_sqs,
                const int64_t* sizes, int64_t num_tensors, double lr, double beta1, double beta2, double eps,
                double weight_decay, int64_t step, double max_norm) {
-  double total = 0;
-  for (i64 t = 0; t < num_tensors; t++)
-    if (grads[t]) total += square_sum(grads[t], sizes[t]);
-  const double norm = sqrt(total);
+  double norm = 0;
+  auto measure = [&] {
+    double total = 0;
+    for (i64 t = 0; t < num_tensors; t++)
+      if (grads[t]) total += square_sum(grads[t], sizes[t]);
+    norm = sqrt(total);
+  };
   double clip = 1.0;
   if (max_norm >= 0) {
+    measure();
     clip = max_norm / (norm + 1e-6);
     if (clip > 1.0) clip = 1.0;
   }
@@ -56,12 +87,12 @@ double ls_adam(float* const* params, const float* const* grads, float* const* ex
   s.inv_sqrt_bias2 = splat((float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))));
   s.eps = splat((float)eps);
   s.decay = splat((float)(1.0 - lr * weight_decay));
-  for (i64 t = 0; t < num_tensors; t++) {
-    if (!grads[t]) continue;
+  auto update = [&](i64 t, i64 begin, i64 end) {
+    if (!grads[t]) return;
     float *p = params[t], *m = exp_avgs[t], *v = exp_avg_sqs[t];
     const float* g = grads[t];
-    for (i64 i = 0; i < sizes[t]; i += VLEN) {
-      i64 n = sizes[t] - i;
+    for (i64 i = begin; i < end; i += VLEN) {
+      i64 n = end - i;
       if (n >= VLEN) {
         vf pv = load(p + i), mv = load(m + i), vv = load(v + i);
         adam_vector(&pv, load(g + i), &mv, &vv, s);
@@ -76,16 +107,20 @@ double ls_adam(float* const* params, const float* const* grads, float* const* ex
         store_part(v + i, vv, n);
       }
     }
-  }
+  };
+  // Without clipping the norm is nobody's input.
+  over_elements(sizes, num_tensors, update, [&] {
+    if (max_norm < 0) measure();
+  });
   return norm;
 }
 
 void ls_polyak(float* const* targets, const float* const* sources, const int64_t* sizes, int64_t num_tensors,
                float tau) {
   const vf rate = splat(tau);
-  for (i64 t = 0; t < num_tensors; t++)
-    for (i64 i = 0; i < sizes[t]; i += VLEN) {
-      i64 n = sizes[t] - i;
+  auto update = [&](i64 t, i64 begin, i64 end) {
+    for (i64 i = begin; i < end; i += VLEN) {
+      i64 n = end - i;
       float* target = targets[t] + i;
       if (n >= VLEN) {
         vf x = load(target);
@@ -95,4 +130,6 @@ void ls_polyak(float* const* targets, const float* const* sources, const int64_t
         store_part(target, x + rate * (load_part(sources[t] + i, n) - x), n);
       }
     }
+  };
+  over_elements(sizes, num_tensors, update, [] {});
 }

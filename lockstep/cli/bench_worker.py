@@ -75,6 +75,7 @@ def _dqn_cartpole_zoo() -> Case:
     ours = DQNConfig(
         env=EnvConfig(id="CartPole-v1", num_envs=1),
         network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform"),
+        run=RunConfig(threads=2),
         replay=ReplayConfig(
             buffer_size=100_000, batch_size=64, learning_starts=1000, train_freq=256, gradient_steps=128
         ),

@@ -36,6 +36,7 @@ from lockstep.kernels.q_learning import QGradients, TransitionRows
 from lockstep.kernels.rope import rope
 from lockstep.kernels.sampling import sample_tokens
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
+from lockstep.kernels.soft_actor_critic import SoftGradients
 from lockstep.kernels.sumtree import SumTree
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "PackedWeight",
     "QGradients",
     "RolloutRows",
+    "SoftGradients",
     "SumTree",
     "TransitionRows",
     "activate",

@@ -71,16 +71,34 @@ class Choice:
     action_BA: Tensor
 
 
+class SampleNoise:
+    """The normals behind sampled actions, a function of (seed, stream, key)."""
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        self.seed, self.width = seed + NOISE_SEED, policy.head.num_noise
+
+    def draw(self, num_rows: int, key: int, stream: int) -> Tensor:
+        """[num_rows, A]."""
+        noise = kernels.normal(self.seed, torch.tensor([stream]), torch.tensor([key]), num_rows * self.width)
+        return noise.view(num_rows, self.width)
+
+    def pair(self, num_rows: int, key: int) -> Tensor:
+        """Streams 0 and 1, [2, num_rows, A]."""
+        keys = torch.full((2,), key)
+        return kernels.normal(self.seed, _PAIR, keys, num_rows * self.width).view(2, num_rows, self.width)
+
+
+_PAIR = torch.arange(2)
+
+
 class SampledActions:
     """Reparameterised samples of a squashed Gaussian policy, keyed by (seed, stream, key)."""
 
     def __init__(self, policy: Policy, seed: int) -> None:
-        self.policy, self.seed = policy, seed + NOISE_SEED
+        self.policy, self.noise = policy, SampleNoise(policy, seed)
 
     def choose(self, features: Any, key: int, *, stream: int = 0) -> Choice:
         """One action for each row, differentiable in the policy."""
         params = self.policy.actor(self.policy.encoder(features))
-        num = self.policy.head.num_noise
-        noise = kernels.normal(self.seed, torch.tensor([stream]), torch.tensor([key]), len(params) * num)
-        action, logprob = self.policy.head.sample(params, noise.view(len(params), num))
+        action, logprob = self.policy.head.sample(params, self.noise.draw(len(params), key, stream))
         return Choice(-logprob, action)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TransitionRows:
-    """What a minibatch is picked from: features and next_features [R, D] float32, action [R] int64, reward [R] float32,
-    discount [R] float32 (what the bootstrap value is multiplied by, 0 after a termination)."""
+    """What a minibatch is picked from: features and next_features [R, D] float32, action [R] int64 or [R, A] float32,
+    reward [R] float32, discount [R] float32 (what the bootstrap value is multiplied by, 0 after a termination)."""
 
     features: Tensor
     action: Tensor

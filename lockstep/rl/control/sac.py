@@ -17,19 +17,21 @@ from lockstep import kernels
 from lockstep.core.spaces import BoxSpace, DiscreteSpace, Space
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env
+from lockstep.layers.linear import MLP
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.critics import Critics
 from lockstep.models.control.heads import masked
+from lockstep.models.control.plan import head_of, net_of
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.preprocess import ACTION_MASK
 from lockstep.models.control.spec import NetworkConfig, PolicySpec
 from lockstep.rl.exploration import PolicySamples, UniformUntil
-from lockstep.rl.losses import Metrics, critic_gradient, sac_actor_gradients
+from lockstep.rl.losses import critic_gradient, sac_actor_gradients
 from lockstep.rl.offpolicy import ReplayConfig, TransitionCollector, make_replay
 from lockstep.rl.optimiser import make_optimiser
-from lockstep.rl.replay import Batch
+from lockstep.rl.replay import Batch, ReplayBuffer
 from lockstep.rl.session import Result, RunConfig, Session
-from lockstep.rl.soft import Choice, SampledActions, Temperature
+from lockstep.rl.soft import Choice, SampledActions, SampleNoise, Temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +84,16 @@ class SACConfig:
 
 
 def train(config: SACConfig, session: Session) -> Result:
-    """Collect, then for each sampled batch: temperature, critics, policy, target critics; repeat."""
+    """Collect, then learn from sampled batches; repeat."""
     kernels.set_num_threads(config.run.threads)
     env = make_env(config.env, seed=session.seed)
     policy = Policy(config.policy_spec(env.obs_space, env.action_space), seed=session.seed)
     actor = Actor(policy, env.num_envs, seed=session.seed)
     critics, target = make_critics(config, policy, session.seed), make_critics(config, policy, session.seed)
     temperature = Temperature(config.temperature, config.temperature_init, config.target_entropy, env.action_space)
-    optimiser = make_optimiser(policy, config.learning_rate, eps=config.adam_eps)
-    critic_optimiser = make_optimiser(critics, config.learning_rate, eps=config.adam_eps)
-    temperature_optimiser = make_optimiser(temperature, config.learning_rate, eps=config.adam_eps)
+    optimisers = Optimisers(
+        *(make_optimiser(part, config.learning_rate, eps=config.adam_eps) for part in (policy, critics, temperature))
+    )
     replay = make_replay(config.replay, policy, env.num_envs, gamma=config.gamma, seed=session.seed)
     exploration = UniformUntil(env.action_space, config.replay.learning_starts, PolicySamples(), seed=session.seed)
     collector = TransitionCollector(env, actor, replay, exploration)
@@ -104,39 +106,108 @@ def train(config: SACConfig, session: Session) -> Result:
             "critics": critics,
             "target": target,
             "temperature": temperature,
-            "optimiser": optimiser,
-            "critic_optimiser": critic_optimiser,
-            "temperature_optimiser": temperature_optimiser,
+            "optimiser": optimisers.actor,
+            "critic_optimiser": optimisers.critics,
+            "temperature_optimiser": optimisers.temperature,
         },
     )
-    soft = _Discrete(policy) if isinstance(env.action_space, DiscreteSpace) else _Continuous(policy, session.seed)
-    pairs = list(target.parameters()), list(critics.parameters())
+    learner = Learner(config, policy, critics, target, temperature, optimisers, replay, seed=session.seed)
     while session.running:
         num_steps, episodes = collector.collect(config.replay.train_freq)
-        metrics: Metrics = {}
+        metrics: dict[str, Tensor | float] = {}
         for key in config.replay.gradient_keys(session, collector.num_steps, env.num_envs):
-            batch = replay.sample(config.replay.batch_size, key)
-            choice = soft.choose(batch.features, key)
-            alpha = temperature.value()
-            if temperature.learned:
-                temperature.set_gradient(choice.entropy_B)
-                temperature_optimiser.step()
-            target_B = batch.reward_B + batch.discount_B * soft.next_value(target, batch, alpha, key)
-            values_EB = soft.values(critics, batch)
-            gradient_EB, metrics = critic_gradient(values_EB, target_B)
-            critic_optimiser.zero_grad()
-            values_EB.backward(gradient_EB)
-            critic_optimiser.step()
-            roots = choice.entropy_B, soft.expected(critics, batch, choice)
-            gradients, actor_metrics = sac_actor_gradients(*roots, alpha)
-            optimiser.zero_grad()
-            torch.autograd.backward(roots, gradients)
-            optimiser.step()
-            kernels.polyak(*pairs, config.tau)
-            metrics |= {**actor_metrics, "temperature": alpha}
+            metrics = learner.learn(key)
         session.advance(num_steps, metrics, episodes)
     env.close()
     return session.finish()
+
+
+@dataclass(frozen=True)
+class Optimisers:
+    """One for each part that learns."""
+
+    actor: kernels.FusedAdam
+    critics: kernels.FusedAdam
+    temperature: kernels.FusedAdam
+
+
+class Learner:
+    """A gradient step: temperature, critics, policy, target critics. Dense networks over continuous actions take the
+    gradients in compiled calls, others go through autograd; both see the same batches and noise."""
+
+    def __init__(
+        self,
+        config: SACConfig,
+        policy: Policy,
+        critics: Critics,
+        target: Critics,
+        temperature: Temperature,
+        optimisers: Optimisers,
+        replay: ReplayBuffer,
+        *,
+        seed: int,
+    ) -> None:
+        self.config, self.critics, self.target = config, critics, target
+        self.temperature, self.optimisers, self.replay = temperature, optimisers, replay
+        discrete = isinstance(policy.spec.action_space, DiscreteSpace)
+        self.soft = _Discrete(policy) if discrete else _Continuous(policy, seed)
+        self.noise = SampleNoise(policy, seed)
+        self.fused = _fused(policy, critics, target)
+        self.pairs = list(target.parameters()), list(critics.parameters())
+
+    def learn(self, key: int) -> dict[str, Tensor | float]:
+        """The step that `key` stands for; its metrics."""
+        alpha = self.temperature.value()
+        metrics = self._autograd(key, alpha) if self.fused is None else self._compiled(self.fused, key, alpha)
+        kernels.polyak(*self.pairs, self.config.tau)
+        return metrics | {"temperature": alpha}
+
+    def _compiled(self, gradients: kernels.SoftGradients, key: int, alpha: Tensor) -> dict[str, Tensor | float]:
+        size, weight = self.config.replay.batch_size, float(alpha)
+        rows, at_B = self.replay.rows(self.replay.draw(size, key))
+        entropy_B, critic_loss, q_mean = gradients.critics(rows, at_B, self.noise.pair(size, key), weight)
+        self._learn_temperature(entropy_B)
+        self.optimisers.critics.step()
+        entropy, q = gradients.actor(weight)
+        self.optimisers.actor.step()
+        actor_loss = -weight * entropy - q
+        return {"critic_loss": critic_loss, "q_mean": q_mean, "actor_loss": actor_loss, "entropy": entropy}
+
+    def _autograd(self, key: int, alpha: Tensor) -> dict[str, Tensor | float]:
+        soft, optimisers = self.soft, self.optimisers
+        batch = self.replay.sample(self.config.replay.batch_size, key)
+        choice = soft.choose(batch.features, key)
+        self._learn_temperature(choice.entropy_B)
+        target_B = batch.reward_B + batch.discount_B * soft.next_value(self.target, batch, alpha, key)
+        values_EB = soft.values(self.critics, batch)
+        gradient_EB, metrics = critic_gradient(values_EB, target_B)
+        optimisers.critics.zero_grad()
+        values_EB.backward(gradient_EB)
+        optimisers.critics.step()
+        roots = choice.entropy_B, soft.expected(self.critics, batch, choice)
+        gradients, actor_metrics = sac_actor_gradients(*roots, alpha)
+        optimisers.actor.zero_grad()
+        torch.autograd.backward(roots, gradients)
+        optimisers.actor.step()
+        return {**metrics, **actor_metrics}
+
+    def _learn_temperature(self, entropy_B: Tensor) -> None:
+        if self.temperature.learned:
+            self.temperature.set_gradient(entropy_B)
+            self.optimisers.temperature.step()
+
+
+def _fused(policy: Policy, critics: Critics, target: Critics) -> kernels.SoftGradients | None:
+    """The compiled step for these networks, or None where an encoder, masks or discrete actions need autograd."""
+    head = head_of(policy)
+    if head is None or head.kind != "squashed" or not policy.preprocess.features.plain:
+        return None
+    if not isinstance(policy.actor, MLP) or policy.core is not None:
+        return None
+    parameters = (*policy.parameters(), *critics.parameters(), *target.parameters())
+    if not all(p.requires_grad and p.is_cpu and p.dtype is torch.float32 for p in parameters):
+        return None
+    return kernels.SoftGradients(net_of(policy.actor), net_of(critics.mlp), net_of(target.mlp), head)
 
 
 def make_critics(config: SACConfig, policy: Policy, seed: int) -> Critics:

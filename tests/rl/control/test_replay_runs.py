@@ -104,6 +104,23 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(name: str) -> None:
     assert one.policy.digest() != other.policy.digest()
 
 
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [("dqn", dqn), ("dqn-soft-target", dqn), ("sac", sac), ("sac-normalised", sac), ("sac-fixed-temperature", sac)],
+)
+def test_compiled_gradient_steps_learn_what_autograd_learns(
+    name: str, switch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, config = CASES[name]
+    compiled, curve = run(train, config)
+    monkeypatch.setattr(switch, "_fused", lambda *parts: None)
+    composed, expected = run(train, config)
+    assert_same_policy(compiled, composed)
+    assert list(curve) == list(expected)
+    for step, line in curve.items():
+        assert line == pytest.approx(expected[step], rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_learning_moves_the_policy_and_stays_finite(name: str) -> None:
     train, config = CASES[name]
