@@ -227,3 +227,26 @@ LS_API void ls_sumtree_find(const double* sums, int64_t capacity, const double* 
 // outs[s][b] = sources[s][idx[b]], rows of row_bytes[s] bytes.
 LS_API void ls_gather_rows(const void* const* sources, void* const* outs, const int64_t* row_bytes,
                            int64_t num_sources, const int64_t* index, int64_t num);
+
+// Packed matrices; the layout is told in lockstep/kernels/packed_linear/weight.py. No gradient passes through here.
+enum LsPackedKind { LS_PACKED_FP32, LS_PACKED_BF16, LS_PACKED_BYTES, LS_PACKED_NIBBLES, LS_PACKED_TABLE };
+struct LsPackedSpec {
+  int64_t kind;  // LsPackedKind
+  int64_t num_outputs, num_inputs;
+  int64_t group;          // inputs that share a scale; 0 for floats
+  int64_t scale_bytes;    // 2 (fp16) or 4
+  int64_t minimum_bytes;  // 0, 2 or 4
+  int64_t offset;         // stored code - code
+  int64_t expert_bytes;
+  uint8_t table[16];      // LS_PACKED_TABLE: value + 128 of each nibble
+};
+// y [M][N] = x [M][K] W^T + bias (null: none).
+LS_API void ls_packed_linear(const LsPackedSpec* spec, const uint8_t* weight, const float* x, const float* bias,
+                             float* y, int64_t num_rows);
+// Rows starts[e] .. starts[e + 1] take weights[e]; starts [num_experts + 1] rises from 0; bias [num_experts][N] or null.
+LS_API void ls_grouped_linear(const LsPackedSpec* spec, const uint8_t* const* weights, const int64_t* starts,
+                              int64_t num_experts, const float* x, const float* bias, float* y);
+// weight [N][K] float32 or bf16 -> the panels of an fp32 or bf16 spec.
+LS_API void ls_pack_float(const LsPackedSpec* spec, const void* weight, int32_t weight_is_bf16, uint8_t* out);
+// Asks the system to map [start, start + num_bytes) in 2 MB pages; a wish, without effect where there are none.
+LS_API void ls_advise_huge_pages(void* start, int64_t num_bytes);

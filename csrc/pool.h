@@ -28,6 +28,9 @@ enum ScratchSlot {
   SCRATCH_WEIGHTS,
   SCRATCH_PLAN,
   SCRATCH_MINIBATCH,
+  SCRATCH_PACKED_ROWS,
+  SCRATCH_PACKED_PANEL,
+  SCRATCH_PACKED_TASKS,
   NUM_SCRATCH
 };
 void* scratch(ScratchSlot slot, int64_t num_bytes);

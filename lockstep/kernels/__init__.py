@@ -22,6 +22,13 @@ from lockstep.kernels.native import describe, force, num_threads, set_num_thread
 from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
 from lockstep.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from lockstep.kernels.normalise import normalise
+from lockstep.kernels.packed_linear import (
+    PackedWeight,
+    grouped_linear,
+    packed_linear,
+    trained_grouped_linear,
+    trained_linear,
+)
 from lockstep.kernels.plan import ActPlan, Head, Net, Normaliser
 from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
@@ -42,6 +49,7 @@ __all__ = [
     "LayerCache",
     "Net",
     "Normaliser",
+    "PackedWeight",
     "QGradients",
     "RolloutRows",
     "SumTree",
@@ -60,6 +68,7 @@ __all__ = [
     "gather_rows",
     "gaussian_evaluate",
     "gaussian_sample",
+    "grouped_linear",
     "gru_gates",
     "gru_sequence",
     "head_logprobs",
@@ -73,6 +82,7 @@ __all__ = [
     "normalise",
     "nstep_returns",
     "num_threads",
+    "packed_linear",
     "polyak",
     "ppo_surrogate",
     "rms_norm",
@@ -84,6 +94,8 @@ __all__ = [
     "squashed_gaussian_sample",
     "token_logprobs",
     "top_logprobs",
+    "trained_grouped_linear",
+    "trained_linear",
     "uniform",
     "uniform_index",
     "vtrace",
