@@ -34,3 +34,28 @@ LS_API void ls_activate_backward(const float* x, const float* dy, float* dx, int
 LS_API void ls_gated(const float* gate_up, float* y, int64_t num_rows, int64_t width, int32_t kind);
 LS_API void ls_gated_backward(const float* gate_up, const float* dy, float* dgate_up, int64_t num_rows, int64_t width,
                               int32_t kind);
+
+// Causal attention of new tokens through pages of PAGE keys: writes their keys and values, then every query reads the keys
+// of its sequence up to its own position. Sequence s owns tokens seq_starts[s] .. seq_starts[s + 1] - 1, the last of
+// context_lens[s] keys; page p of it is pages[s * pages_stride + p].
+enum { LS_PAGE = 16 };
+struct LsAttention {
+  const float* q;        // [T][H][D], tokens q_stride floats apart
+  const float* k;        // [T][G][D]
+  const float* v;        // [T][G][D]
+  float* out;            // [T][H][D] contiguous
+  void* k_pages;         // [num_pages][G][D][PAGE] of dtype
+  void* v_pages;         // [num_pages][G][PAGE][D]
+  const int32_t* seq_starts;
+  const int32_t* context_lens;
+  const int32_t* pages;
+  const float* sinks;    // [H] or null
+  int64_t q_stride, k_stride, v_stride, pages_stride;
+  int64_t num_tokens, num_seqs, num_heads, kv_heads, head_dim, num_pages;
+  int64_t window;        // 0: all
+  float scale, softcap;  // softcap 0: none
+  int32_t dtype;         // LsDtype of the pages
+  int32_t reserved;
+};
+// Returns -1; s for a sequence with a page outside of the pool; or -2 - s for one whose rows do not fit its context.
+LS_API int64_t ls_attention(const LsAttention* attention);

@@ -31,6 +31,7 @@ enum ScratchSlot {
   SCRATCH_PACKED_ROWS,
   SCRATCH_PACKED_PANEL,
   SCRATCH_PACKED_TASKS,
+  SCRATCH_ATTENTION,
   NUM_SCRATCH
 };
 void* scratch(ScratchSlot slot, int64_t num_bytes);

@@ -80,6 +80,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_pack_float": ([_P, _P, _I32, _P], None),
     "ls_advise_huge_pages": ([_P, _I64], None),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
+    "ls_attention": ([_P], _I64),
     "ls_rms_norm": ([_P] * 3 + [_F32] * 2 + [_P] * 2 + [_I64] * 2, None),
     "ls_layer_norm": ([_P] * 3 + [_F32, _P] + [_I64] * 2, None),
     "ls_norm_backward": ([_P] * 2 + [_F32] * 2 + [_P] * 5 + [_I64] * 2 + [_I32], None),

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from lockstep.core.batch import ForwardBatch
-from lockstep.core.errors import InputError
-from lockstep.kernels.attention import naive
+from lockstep.core.errors import ConfigError, InputError
+from lockstep.kernels import native
+from lockstep.kernels.attention import cpu, naive
 from lockstep.kernels.attention.cache import KV_DTYPES, KVCache, LayerCache
 
 __all__ = ["KV_DTYPES", "KVCache", "LayerCache", "attention"]
+
+IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
 
 def attention(
@@ -52,11 +55,12 @@ def attention(
     """
     _check(q_THD, k_TGD, v_TGD, batch, cache, sinks_H)
     rule = naive.Rule(scale, window, softcap)
+    implementation = IMPLEMENTATIONS[native.choose(q_THD)]
     if cache is None:
-        _check_whole(batch)
-        return naive.packed(q_THD, k_TGD, v_TGD, batch.seq_starts.tolist(), kv_dtype, rule, sinks_H)
-    naive.write(k_TGD, v_TGD, batch, cache)
-    return naive.paged(q_THD, batch, cache, rule, sinks_H)
+        _check_whole(batch, kv_dtype)
+        return implementation.packed(q_THD, k_TGD, v_TGD, batch, kv_dtype, rule, sinks_H)
+    with torch.no_grad():
+        return implementation.paged(q_THD, k_TGD, v_TGD, batch, cache, rule, sinks_H)
 
 
 def _check(
@@ -67,6 +71,8 @@ def _check(
             f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; expected [T, H, D] and twice [T, G, D]",
             field="q",
         )
+    if q.dtype is not k.dtype or q.dtype is not v.dtype:
+        raise InputError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one dtype, float32", field="q")
     if q.shape[1] % k.shape[1]:
         raise InputError(f"{q.shape[1]} query heads; expected a multiple of the {k.shape[1]} kv heads", field="q")
     if sinks_H is not None and sinks_H.shape != q.shape[1:2]:
@@ -80,7 +86,9 @@ def _check(
         )
 
 
-def _check_whole(batch: ForwardBatch) -> None:
+def _check_whole(batch: ForwardBatch, kv_dtype: torch.dtype) -> None:
+    if kv_dtype not in KV_DTYPES:
+        raise ConfigError(f"kv_dtype is {kv_dtype}; expected one of {', '.join(map(str, KV_DTYPES))}")
     if not torch.equal(batch.seq_starts[1:] - batch.seq_starts[:-1], batch.context_lens):
         raise InputError(
             f"without a cache a sequence is whole; rows {batch.seq_starts.diff().tolist()} against contexts "

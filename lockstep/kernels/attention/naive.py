@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lockstep.core.batch import PAGE, ForwardBatch
+from lockstep.core.errors import InputError
 from lockstep.kernels.attention.cache import LayerCache
 from lockstep.kernels.folding import fold_sum
 
@@ -89,34 +90,68 @@ def _sequence(q_tHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, first: int, rule: Rul
     return torch.cat([_attend(q, k, v, first + i * _QUERIES, rule, sinks) for i, q in enumerate(parts)])
 
 
-def write(k_TGD: Tensor, v_TGD: Tensor, batch: ForwardBatch, cache: LayerCache) -> None:
+def write(k_TGD: Tensor, v_TGD: Tensor, batch: ForwardBatch, cache: LayerCache, window: int) -> None:
     """This step's keys and values into their pages."""
     starts, lengths = batch.seq_starts.tolist(), batch.context_lens.tolist()
     for s, length in enumerate(lengths):
-        rows = slice(starts[s], starts[s + 1])
-        position = torch.arange(length - (starts[s + 1] - starts[s]), length)
+        num = starts[s + 1] - starts[s]
+        if num < 0 or length < num:
+            raise InputError(
+                f"sequence {s} has {num} rows and {length} keys; expected 0 <= rows <= keys", field="seq_starts"
+            )
+        if num == 0:
+            continue
+        first = max(0, length - num + 1 - window) // PAGE if window else 0
+        pages = batch.pages_SP[s, first : (length - 1) // PAGE + 1]
+        if len(pages) + first < (length + PAGE - 1) // PAGE or ((pages < 0) | (pages >= cache.num_pages)).any():
+            raise InputError(
+                f"sequence {s} of {length} keys has pages {batch.pages_SP[s].tolist()}; expected one of "
+                f"0..{cache.num_pages - 1} for every {PAGE} keys",
+                field="pages",
+            )
+        position = torch.arange(length - num, length)
         page, slot = batch.pages_SP[s].to(torch.int64)[position // PAGE], position % PAGE
-        cache.k[page, :, :, slot] = k_TGD[rows].detach().to(cache.k.dtype)
-        cache.v[page, :, slot] = v_TGD[rows].detach().to(cache.v.dtype)
+        cache.k[page, :, :, slot] = k_TGD[starts[s] : starts[s + 1]].detach().to(cache.k.dtype)
+        cache.v[page, :, slot] = v_TGD[starts[s] : starts[s + 1]].detach().to(cache.v.dtype)
 
 
-def paged(q_THD: Tensor, batch: ForwardBatch, cache: LayerCache, rule: Rule, sinks_H: Tensor | None) -> Tensor:
-    """Every query against the keys of its sequence in the cache."""
+def paged(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    batch: ForwardBatch,
+    cache: LayerCache,
+    rule: Rule,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Writes this step's keys and values, then every query against the keys of its sequence in the cache."""
+    write(k_TGD, v_TGD, batch, cache, rule.window)
     starts, lengths = batch.seq_starts.tolist(), batch.context_lens.tolist()
-    parts = []
+    out = torch.empty(q_THD.shape, dtype=q_THD.dtype)
     for s, length in enumerate(lengths):
-        page = batch.pages_SP[s, : (length + PAGE - 1) // PAGE].to(torch.int64)
-        k = cache.k[page].permute(0, 3, 1, 2).flatten(0, 1)[:length].to(q_THD.dtype)
-        v = cache.v[page].transpose(1, 2).flatten(0, 1)[:length].to(q_THD.dtype)
         q = q_THD[starts[s] : starts[s + 1]]
-        parts.append(_sequence(q, k, v, length - len(q), rule, sinks_H))
-    return torch.cat(parts)
+        if len(q) == 0:
+            continue
+        # Pages before a window may have been given back; what stands there is masked.
+        page = batch.pages_SP[s, : (length + PAGE - 1) // PAGE].to(torch.int64).clamp(0, cache.num_pages - 1)
+        first = max(0, length - len(q) + 1 - rule.window) // PAGE * PAGE if rule.window else 0
+        k = cache.k[page].permute(0, 3, 1, 2).flatten(0, 1)[:length].to(q.dtype)
+        v = cache.v[page].transpose(1, 2).flatten(0, 1)[:length].to(q.dtype)
+        k[:first], v[:first] = 0.0, 0.0
+        out[starts[s] : starts[s + 1]] = _sequence(q, k, v, length - len(q), rule, sinks_H)
+    return out
 
 
 def packed(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: list[int], dtype: torch.dtype, rule: Rule, sinks: Tensor | None
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    batch: ForwardBatch,
+    dtype: torch.dtype,
+    rule: Rule,
+    sinks_H: Tensor | None,
 ) -> Tensor:
     """Whole sequences without a cache, differentiable."""
     k, v = rounded(k_TGD, dtype), rounded(v_TGD, dtype)
-    parts = [_sequence(q_THD[a:b], k[a:b], v[a:b], 0, rule, sinks) for a, b in itertools.pairwise(starts)]
-    return torch.cat(parts)
+    spans = itertools.pairwise(batch.seq_starts.tolist())
+    return torch.cat([_sequence(q_THD[a:b], k[a:b], v[a:b], 0, rule, sinks_H) for a, b in spans])

@@ -87,7 +87,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx, dweight, _ = _backward(x, weight, *ctx.facts, grads[0], None, (ctx.needs_input_grad[1], False), False)
+        eps, offset = ctx.facts
+        dx, dweight, _ = _backward(x, weight, eps, offset, grads[0], None, (ctx.needs_input_grad[1], False), False)
         return dx, dweight, None, None
 
 

@@ -52,7 +52,8 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         native.refuse_double_backward()
-        return _turn(grads[0], *ctx.saved_tensors, ctx.interleaved, -1.0), None, None, None, None
+        positions, cos, sin = ctx.saved_tensors
+        return _turn(grads[0], positions, cos, sin, ctx.interleaved, -1.0), None, None, None, None
 
 
 def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, interleaved: bool) -> Tensor:
