@@ -48,7 +48,7 @@ class ExpertProjection(nn.Module):
             key = (weight._version, weight.data_ptr())
             if key != self._packed_key:
                 precision = self.precision
-                again = self._packs or [None] * self.num_experts
+                again: list[PackedWeight | None] = [*self._packs] or [None] * self.num_experts
                 self._packs = [
                     pack(one, precision.compute, precision.group, into=old)
                     for one, old in zip(weight.detach(), again, strict=True)

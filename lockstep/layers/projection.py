@@ -50,7 +50,9 @@ class Precision:
         if group not in (32, 64, 128):
             raise ConfigError(f"group is {group}; expected 32, 64 or 128")
         if trainable and known in ("int8", "int4"):
-            raise ConfigError(f"{known} weights are integers and cannot be trained; use bf16 or fp32, or trainable=False")
+            raise ConfigError(
+                f"{known} weights are integers and cannot be trained; use bf16 or fp32, or trainable=False"
+            )
         return Precision(known, group, torch.float32 if trainable else None)
 
     @property
