@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.planes import QuantPlanes
 from lockstep.kernels.activation import gated
-from lockstep.kernels.packed_linear import PackedWeight, grouped_linear, pack, trained_linear, unpack
+from lockstep.kernels.packed_linear import PackedWeight, grouped_linear, pack, trained_grouped_linear, unpack
 from lockstep.layers.gated import GatedKind
 from lockstep.layers.projection import Precision, Projection, pack_parts, plain
 
@@ -35,19 +35,11 @@ class ExpertProjection(nn.Module):
         self._packed_key: tuple[int, int] | None = None
 
     def forward(self, x_AK: Tensor, starts: Tensor) -> Tensor:
-        """Rows starts[x] .. starts[x + 1] - 1 of x [A, K] through expert x -> [A, N]; starts is int32 [X + 1]."""
+        """Rows starts[x] .. starts[x + 1] - 1 of x [A, K] through expert x -> [A, N]; starts is int64 [X + 1] on the CPU."""
         packs = self.packed()
-        if self.weight is None or not torch.is_grad_enabled():
-            if x_AK.requires_grad and torch.is_grad_enabled():
-                raise InputError("a gradient was asked of experts that are only packed", field="x")
-            return grouped_linear(x_AK, packs, starts)
-        edges = starts.tolist()
-        rows = [
-            trained_linear(x_AK[edges[x] : edges[x + 1]], self.weight[x], packs[x], None)
-            for x in range(self.num_experts)
-            if edges[x + 1] > edges[x]
-        ]
-        return torch.cat(rows)
+        if torch.is_grad_enabled():
+            return trained_grouped_linear(x_AK, self.weight, packs, starts)
+        return grouped_linear(x_AK, packs, starts)
 
     def packed(self) -> list[PackedWeight]:
         """The packed matrices, made anew if the float weight has changed since."""
@@ -56,7 +48,11 @@ class ExpertProjection(nn.Module):
             key = (weight._version, weight.data_ptr())
             if key != self._packed_key:
                 precision = self.precision
-                self._packs = [pack(one, precision.compute, precision.group) for one in weight.detach()]
+                again: list[PackedWeight | None] = [*self._packs] or [None] * self.num_experts
+                self._packs = [
+                    pack(one, precision.compute, precision.group, into=old)
+                    for one, old in zip(weight.detach(), again, strict=True)
+                ]
                 self._packed_key = key
         if not self._packs:
             raise InputError("the experts hold no weights yet; load or initialise the model first", field="weight")
@@ -128,7 +124,7 @@ class SparseMLP(nn.Module):
         # Assignments by expert, tokens in order within one: what each expert computes is one block of rows.
         order_A = torch.argsort(expert_TK.flatten(), stable=True)
         counts_X = torch.bincount(expert_TK.flatten(), minlength=self.num_experts)
-        starts = torch.zeros(self.num_experts + 1, dtype=torch.int32, device=x_TE.device)
+        starts = torch.zeros(self.num_experts + 1, dtype=torch.int64)
         starts[1:] = counts_X.cumsum(0)
         hidden = gated(self.gate_up(x_TE[order_A // self.num_chosen], starts), self.kind)
         y_AE = self.down(hidden, starts)

@@ -40,7 +40,7 @@ class Precision:
         """Checked.
 
         Raises:
-            ConfigError: unknown format or group.
+            ConfigError: unknown format or group; a quantised format that is to be trained.
         """
         for known in get_args(Format):
             if compute == known:
@@ -49,6 +49,10 @@ class Precision:
             raise ConfigError(unknown_name("dtype", compute, FORMATS))
         if group not in (32, 64, 128):
             raise ConfigError(f"group is {group}; expected 32, 64 or 128")
+        if trainable and known in ("int8", "int4"):
+            raise ConfigError(
+                f"{known} weights are integers and cannot be trained; use bf16 or fp32, or trainable=False"
+            )
         return Precision(known, group, torch.float32 if trainable else None)
 
     @property
@@ -61,8 +65,8 @@ class Projection(nn.Module):
     """y = x Wᵀ + b with W [N, K]; several matrices that read the same input lie in W one after another.
 
     With a `master` the float weight is the truth and its packed copy follows it: a product repacks when the weight's
-    version has moved. Writing through `.data` or a pointer does not move it; call `repack` then. Without a master only
-    the packed form exists. Empty until `fill`, `fill_random` or a state dict.
+    version has moved, into the same memory. Writing through `.data` or a pointer does not move it; call `repack` then.
+    Without a master only the packed form exists. Empty until `fill`, `fill_random` or a state dict.
 
     """
 
@@ -86,30 +90,21 @@ class Projection(nn.Module):
         self._packed_key: tuple[int, int] | None = None
 
     def forward(self, x_MK: Tensor) -> Tensor:
-        """x [M, K] float32 -> [M, N] float32. A row's bits do not depend on the other rows, nor on whether gradients
-        are recorded."""
+        """x [M, K] float32 -> [M, N] float32. A row's bits depend neither on the other rows nor on whether gradients are
+        recorded; without a float weight only x has a gradient."""
         weight, bias = self.weight, self.bias
-        if weight is None:
-            return self._packed_only(x_MK, bias)
-        packed = self.packed()
+        if weight is not None or len(self._packs) == 1:
+            return self._product(x_MK, weight, self.packed(), bias)
+        if not self._packs:
+            raise InputError("the projection holds no weights yet; load or initialise the model first", field="weight")
+        y_MN = torch.cat([self._product(x_MK, None, packed, None) for packed in self._packs], dim=1)
+        return y_MN if bias is None else y_MN + bias
+
+    @staticmethod
+    def _product(x_MK: Tensor, weight: Tensor | None, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled():
             return trained_linear(x_MK, weight, packed, bias)
         return packed_linear(x_MK, packed, bias)
-
-    def _packed_only(self, x_MK: Tensor, bias: Tensor | None) -> Tensor:
-        if x_MK.requires_grad and torch.is_grad_enabled():
-            raise InputError(
-                "a gradient was asked of weights that are only packed; load the model with trainable=True, "
-                "or compute within torch.no_grad()",
-                field="x",
-            )
-        packs = self._packs
-        if len(packs) == 1:
-            return packed_linear(x_MK, packs[0], bias)
-        if not packs:
-            raise InputError("the projection holds no weights yet; load or initialise the model first", field="weight")
-        y_MN = torch.cat([packed_linear(x_MK, packed, None) for packed in packs], dim=1)
-        return y_MN if bias is None else y_MN + bias
 
     def packed(self) -> PackedWeight:
         """The packed copy of the float weight, made anew if the weight has changed since.
@@ -121,7 +116,8 @@ class Projection(nn.Module):
         if weight is not None:
             key = (weight._version, weight.data_ptr())
             if key != self._packed_key:
-                self._packs = [pack(weight.detach(), self.precision.compute, self.precision.group)]
+                again = self._packs[0] if self._packs else None
+                self._packs = [pack(weight.detach(), self.precision.compute, self.precision.group, into=again)]
                 self._packed_key = key
         if len(self._packs) != 1:
             raise InputError(f"the projection holds {len(self._packs)} packed matrices; expected one", field="weight")

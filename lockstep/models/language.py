@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lockstep.core.batch import ForwardBatch
 from lockstep.kernels.attention import KVCache
+from lockstep.kernels.logprobs import soft_cap
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.projection import Precision, Projection
 
@@ -68,8 +69,7 @@ class LanguageModel(nn.Module, ABC):
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """[R, V] float32 of the raw model: capped where the family does, no temperature."""
         logits_RV: Tensor = self.head(hidden_RE)
-        cap = self.final_softcap
-        return logits_RV if cap == 0.0 else cap * torch.tanh(logits_RV / cap)
+        return soft_cap(logits_RV, self.final_softcap)
 
     def new_cache(self, num_pages: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty pool of `num_pages` pages for every layer; by default of the type that training rounds to, which is

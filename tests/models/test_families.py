@@ -236,11 +236,23 @@ def test_packed_models_stay_near_the_float_one(config: dict[str, Any], dtype: st
     assert 0 < error < {"bf16": 0.02, "int8": 0.05, "int4": 0.5}[dtype]
 
 
-def test_packed_only_weights_refuse_gradients() -> None:
-    model = build_model(tiny("llama"), seed=0, trainable=False)
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(InputError, match="trainable=True"):
-        model.head(torch.zeros(1, 32, requires_grad=True))
+def test_packed_only_weights_pass_gradients_to_their_input() -> None:
+    config = tiny("llama")
+    trained = build_model(config, seed=0, dtype="bf16")
+    packed = load_model(DictSource(hf_tensors(trained, config), config), "bf16")
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+    gradients = []
+    for model in (packed, trained):
+        hidden = torch.linspace(-1, 1, 64).reshape(2, 32).requires_grad_()
+        model.head(hidden).square().sum().backward()
+        assert hidden.grad is not None
+        gradients.append(hidden.grad)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-2, atol=1e-4)
+
+
+def test_integers_cannot_be_trained() -> None:
+    with pytest.raises(ConfigError, match="int8 weights are integers"):
+        build_model(tiny("llama"), seed=0, dtype="int8")
 
 
 def test_an_optimiser_step_reaches_the_packed_weights(config: dict[str, Any]) -> None:
