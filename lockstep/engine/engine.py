@@ -1,0 +1,316 @@
+"""The engine: requests in, tokens out, one step at a time. It has no thread; the loop is the caller's:
+
+    while engine.has_work:
+        for output in engine.step():
+            ...
+
+A step is `Scheduler.plan_step` -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from lockstep.core.errors import ConfigError, InputError
+from lockstep.core.request import Request, Sample, WeightsVersion
+from lockstep.engine.admission import Admission
+from lockstep.engine.config import EngineConfig, EnginePlan, resolve
+from lockstep.engine.emission import Emitter, Output
+from lockstep.engine.queue import Sequence, State
+from lockstep.engine.runner import Runner, ServedModel
+from lockstep.engine.sampler import Draws, Sampler
+from lockstep.engine.scheduler import Counters, Scheduler, Work
+from lockstep.engine.scoring import score_prompts
+from lockstep.engine.speculation import propose
+from lockstep.tokenize.tokenizer import Tokenizer
+
+
+class PauseMode(Enum):
+    """What happens to samples that have begun when weights change or the engine pauses."""
+
+    ABORT = "abort"
+    WAIT = "wait"
+    """They end first; nobody else begins meanwhile."""
+    KEEP = "keep"
+    """They go on where they are. After new weights their old keys stay: such a sample is of several versions, as its
+    `versions` say."""
+    RECOMPUTE = "recompute"
+    """They go on, and the keys of what they have so far are computed anew."""
+
+
+class Gate(Enum):
+    """What `step` may do."""
+
+    OPEN = "open"
+    DRAINING = "draining"
+    PAUSED = "paused"
+    ASLEEP = "asleep"
+
+
+@dataclass(frozen=True)
+class _Publication:
+    weights: WeightsVersion
+    update: Callable[[], None] | None
+
+
+class Engine:
+    """Serves one model.
+
+    Args:
+        model: a `LanguageModel`.
+        tokenizer: None serves ids only: no text, no stop strings.
+        memory_bytes: for keys and values, where the config names no number of pages.
+        weights: version and digest of what the model holds now.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        *,
+        memory_bytes: int = 1 << 30,
+        weights: WeightsVersion = WeightsVersion(0, ""),  # noqa: B008  (frozen)
+    ) -> None:
+        eos_ids = tokenizer.eos_ids if tokenizer is not None else ()
+        self.plan: EnginePlan = resolve(config or EngineConfig(), model, memory_bytes, eos_ids)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.weights = weights
+        self.gate = Gate.OPEN
+        self.scheduler = Scheduler(self.plan)
+        self.scheduler.version = weights.version
+        self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer)
+        self._runner = Runner(model, self.plan, self.scheduler.table)
+        self._sampler = Sampler(self.plan.max_sequences)
+        self._emitter = Emitter(self.plan.eos_token_ids)
+        self._live: dict[str, list[Sequence]] = {}
+        self._outbox: list[Output] = []
+        self._pending: _Publication | None = None
+
+    @property
+    def counters(self) -> Counters:
+        return self.scheduler.counters
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        if self._outbox:
+            return True
+        return self.gate in (Gate.OPEN, Gate.DRAINING) and bool(self._live or self._pending is not None)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples that run or wait."""
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
+    def add(self, request: Request) -> list[Sample]:
+        """Takes a request in. Returns its n samples, which grow as the engine steps.
+
+        Raises:
+            InputError: nothing that this engine could ever do; the message has the numbers.
+            ServingError: too many wait.
+        """
+        if request.id in self._live:
+            raise InputError(f"request id {request.id!r} is in use; ids of running requests must differ", field="id")
+        sequences = self._admission.sequences(request, self.scheduler.next_order)
+        self.scheduler.submit(sequences)
+        self._live[request.id] = sequences
+        return [sequence.sample for sequence in sequences]
+
+    def step(self) -> list[Output]:
+        """Runs one forward pass at most. Returns what it added, with what ended since the last step."""
+        outputs, self._outbox = self._outbox, []
+        if self.gate is Gate.DRAINING:
+            self._end_draining()
+        if self.gate in (Gate.PAUSED, Gate.ASLEEP):
+            return outputs
+        works = self.scheduler.plan_step(self._propose)
+        if not works:
+            assert self.gate is Gate.DRAINING or not self._live, "sequences wait and none can run"
+            return outputs
+        hidden_RE, gathered = self._runner.run(works)
+        counters = self.counters
+        counters.num_steps += 1
+        counters.num_computed_tokens += sum(work.count + len(work.drafts) for work in works)
+        if gathered.scored:
+            score_prompts(self.model, hidden_RE, gathered)
+            hidden_RE = hidden_RE[gathered.draw_rows]
+        if gathered.draws:
+            draws = self._sampler.draw(self.model.logits(hidden_RE), gathered.draws)
+            self._deliver(works, draws, outputs)
+        for work in works:
+            if not work.draws and work.sequence.state is State.RUNNING:
+                self.scheduler.advance(work.sequence, work.sequence.num_computed + work.count)
+        return outputs
+
+    def abort(self, request_id: str) -> bool:
+        """Ends all samples of a request at once; their pages are free when this returns. The next step reports them.
+
+        Returns:
+            False when the request is unknown or has ended.
+        """
+        sequences = self._live.pop(request_id, None)
+        if sequences is None:
+            return False
+        for sequence in sequences:
+            if sequence.state is not State.FINISHED:
+                self.scheduler.finish(sequence)
+                self._outbox.append(self._emitter.abort(sequence))
+        return True
+
+    def publish(
+        self,
+        version: int,
+        digest: str,
+        *,
+        mode: PauseMode = PauseMode.KEEP,
+        update: Callable[[], None] | None = None,
+    ) -> bool:
+        """The model holds other weights from now on. No prefix computed with the old ones is used again.
+
+        Args:
+            version: higher than the current one.
+            digest: of what is effectively served.
+            mode: what happens to samples that have begun.
+            update: puts the weights into the model, called when the mode allows; None: they are in it already.
+
+        Returns:
+            True when done; False under WAIT while samples still run: the step after the last of them does it.
+
+        Raises:
+            ConfigError: a version that is not higher, or an earlier publication or pause still waits.
+        """
+        if version <= self.weights.version:
+            raise ConfigError(f"version {version} was published after {self.weights.version}; versions must rise")
+        if self.gate is Gate.DRAINING:
+            raise ConfigError("the engine still drains for an earlier publish or pause; step until it is done")
+        publication = _Publication(WeightsVersion(version, digest), update)
+        if mode is PauseMode.WAIT and self._has_started():
+            if self.gate is not Gate.OPEN:
+                raise ConfigError(f"the engine is {self.gate.value}: samples cannot end; use another mode, or resume")
+            self._pending = publication
+            self.gate, self.scheduler.only_started = Gate.DRAINING, True
+            return False
+        self._stop_running(mode)
+        self._apply(publication)
+        return True
+
+    def pause(self, mode: PauseMode = PauseMode.KEEP) -> bool:
+        """Steps do nothing until `resume`. Requests may still come.
+
+        Returns:
+            True when paused; False under WAIT while samples still run.
+        """
+        if self.gate is not Gate.OPEN:
+            raise ConfigError(f"the engine is {self.gate.value}; only an open one can be paused")
+        if mode is PauseMode.WAIT and self._has_started():
+            self.gate, self.scheduler.only_started = Gate.DRAINING, True
+            return False
+        self._stop_running(mode)
+        self.gate = Gate.PAUSED
+        return True
+
+    def sleep(self) -> None:
+        """Gives the memory of keys and values back. Samples keep their tokens and go on after `wake`."""
+        if self.gate is Gate.DRAINING:
+            raise ConfigError("the engine drains; step until it is done, then let it sleep")
+        self._stop_running(PauseMode.RECOMPUTE)
+        self.scheduler.tree.flush()
+        self._runner.sleep()
+        self.gate = Gate.ASLEEP
+
+    def resume(self) -> None:
+        """After `pause`, or `sleep`: the memory is taken again if need be, and steps run."""
+        if self.gate not in (Gate.PAUSED, Gate.ASLEEP):
+            raise ConfigError(f"the engine is {self.gate.value}; only a paused or sleeping one can be resumed")
+        self._runner.wake()
+        self.gate = Gate.OPEN
+
+    def flush_prefixes(self) -> None:
+        """Forgets the prefix cache."""
+        self.scheduler.set_version(self.weights.version)
+
+    def audit(self) -> list[str]:
+        """What does not add up between pages, tree, slots and requests, in words; empty when all is well.
+
+        O(pages): for idle moments and tests.
+        """
+        found = self.scheduler.audit()
+        live = [s for group in self._live.values() for s in group if s.state is not State.FINISHED]
+        if len(live) != self.num_unfinished:
+            found.append(f"{len(live)} unfinished samples of live requests, {self.num_unfinished} scheduled")
+        return found
+
+    def _deliver(self, works: list[Work], draws: Draws, outputs: list[Output]) -> None:
+        """Appends the tokens drawn: a guess that was drawn makes the next row's token valid too."""
+        row = 0
+        for work in works:
+            if not work.draws:
+                continue
+            sequence, drafts = work.sequence, work.drafts
+            sample, num_known, first, text, right = sequence.sample, len(sequence.tokens), sequence.num_generated, "", 0
+            while True:
+                if row + right in draws.errors:
+                    self._emitter.fail(sequence, draws.errors[row + right])
+                    break
+                token = draws.tokens[row + right]
+                logprobs = draws.logprobs[row + right], draws.sampling_logprobs[row + right]
+                text += self._emitter.take(sequence, token, logprobs, draws.alternatives[row + right], self.weights)
+                if sample.is_finished or right == len(drafts) or drafts[right] != token:
+                    break
+                right += 1
+            row += len(drafts) + 1
+            num_new = len(sequence.tokens) - num_known
+            if drafts:
+                self.counters.num_draft_tokens += len(drafts)
+                self.counters.num_accepted_tokens += right
+                if sequence.lookup is not None:
+                    sequence.lookup.learn(len(drafts), right)
+            self.counters.num_generated_tokens += num_new
+            self.scheduler.advance(sequence, num_known + right)
+            outputs.append(Output(sample, first, num_new, text, sample.is_finished))
+            if sample.is_finished:
+                self._close(sequence)
+
+    def _propose(self, sequence: Sequence, most: int) -> list[int]:
+        """Guesses: what a grammar leaves no choice about, else what prompt lookup finds."""
+        forced = sequence.shaper.forced(most) if sequence.shaper is not None else []
+        if forced or self.plan.max_draft_tokens == 0:
+            return forced
+        return propose(sequence, min(most, self.plan.max_draft_tokens))
+
+    def _close(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        group = self._live.get(sequence.request.id, [])
+        if all(other.state is State.FINISHED for other in group):
+            self._live.pop(sequence.request.id, None)
+
+    def _has_started(self) -> bool:
+        return bool(self.scheduler.running) or any(sequence.started for sequence in self.scheduler.waiting)
+
+    def _stop_running(self, mode: PauseMode) -> None:
+        if mode is PauseMode.ABORT:
+            for request_id in list(self._live):
+                self.abort(request_id)
+        elif mode is PauseMode.RECOMPUTE:
+            for sequence in reversed(self.scheduler.running[:]):
+                self.scheduler.preempt(sequence)
+
+    def _end_draining(self) -> None:
+        if self._has_started():
+            return
+        self.scheduler.only_started = False
+        self.gate = Gate.PAUSED
+        if self._pending is not None:
+            publication, self._pending = self._pending, None
+            self.gate = Gate.OPEN
+            self._apply(publication)
+
+    def _apply(self, publication: _Publication) -> None:
+        if publication.update is not None:
+            publication.update()
+        self.weights = publication.weights
+        self.scheduler.set_version(publication.weights.version)

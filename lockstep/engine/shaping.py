@@ -1,0 +1,170 @@
+"""What a request does to the logits of its own row before a token is drawn: penalties, bias, bans.
+
+Legend: V vocabulary, U different tokens seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lockstep.core.errors import InputError
+from lockstep.core.sampling import SamplingParams
+from lockstep.tokenize.grammar import GrammarMatcher
+
+
+class Shaper:
+    """The state of one sample's shaping: which tokens it has seen, how often it wrote them, what is banned."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        ending_ids: Sequence[int],
+        matcher: GrammarMatcher | None = None,
+    ) -> None:
+        self._params = params
+        self._matcher = matcher
+        self._allowed_V = torch.empty(vocab_size, dtype=torch.bool) if matcher is not None else None
+        self._min_tokens = params.min_tokens
+        self._ending = torch.tensor(sorted({*ending_ids, *params.stop_token_ids}), dtype=torch.int64)
+        self._bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.int64)
+        self._bias = torch.tensor([value for _, value in params.logit_bias], dtype=torch.float32)
+        self._banned = _banned_ids(params, vocab_size)
+        self._penalises = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
+        self._row_of: dict[int, int] = {}
+        self._ids_U = np.empty(256, dtype=np.int64)
+        self._counts_U = np.empty(256, dtype=np.float32)
+        if self._penalises and params.repetition_penalty != 1.0:
+            for token in prompt:
+                self._see(token)
+
+    @staticmethod
+    def is_needed(params: SamplingParams) -> bool:
+        plain = SamplingParams(
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=params.logit_bias,
+            allowed_token_ids=params.allowed_token_ids,
+            bad_token_ids=params.bad_token_ids,
+            min_tokens=params.min_tokens,
+        )
+        return plain != SamplingParams()
+
+    @property
+    def is_complete(self) -> bool:
+        """The grammar allows nothing but the end."""
+        return self._matcher is not None and self._matcher.is_finished
+
+    def forced(self, most: int) -> list[int]:
+        """The next tokens, as far as the grammar leaves no choice."""
+        return self._matcher.forced_tokens()[:most] if self._matcher is not None else []
+
+    def observe(self, token: int) -> None:
+        """The sample wrote this token."""
+        if self._penalises:
+            self._counts_U[self._see(token)] += 1
+        if self._matcher is not None:
+            self._matcher.advance(token)
+
+    def apply(self, logits_V: Tensor, num_generated: int, ahead: Sequence[int]) -> None:
+        """Changes a row in place. Where bans and grammar together leave nothing, the grammar counts.
+
+        Args:
+            num_generated: tokens the sample has written, `ahead` included.
+            ahead: guessed tokens that the row goes on from, not yet observed.
+
+        Raises:
+            InputError: the grammar became too complex to go on with.
+        """
+        raw_V = logits_V.clone() if self._matcher is not None else logits_V
+        if self._penalises:
+            self._penalise(logits_V, ahead)
+        if len(self._bias_ids):
+            logits_V.index_add_(0, self._bias_ids, self._bias)
+        if self._banned is not None:
+            logits_V.masked_fill_(self._banned, -torch.inf)
+        if num_generated < self._min_tokens and len(self._ending):
+            logits_V[self._ending] = -torch.inf
+        if self._matcher is not None and self._constrain(self._matcher, logits_V, ahead):
+            logits_V.copy_(raw_V)
+            self._constrain(self._matcher, logits_V, ahead)
+
+    def _constrain(self, matcher: GrammarMatcher, logits_V: Tensor, ahead: Sequence[int]) -> bool:
+        """Bans what the grammar does not allow after `ahead`; says whether nothing is left."""
+        num = matcher.accepted(ahead) if ahead else 0
+        if num < len(ahead):
+            # A guess the grammar forbids cannot be drawn, so nobody will ask for this row.
+            return False
+        assert self._allowed_V is not None
+        for token in ahead:
+            matcher.advance(token)
+        try:
+            matcher.fill_mask(self._allowed_V)
+        finally:
+            if ahead:
+                matcher.rollback(num)
+        logits_V.masked_fill_(~self._allowed_V, -torch.inf)
+        return bool(torch.isneginf(logits_V.amax()))
+
+    def _penalise(self, logits_V: Tensor, ahead: Sequence[int]) -> None:
+        before = len(self._row_of)
+        for token in ahead:
+            self._counts_U[self._see(token)] += 1
+        num, params = len(self._row_of), self._params
+        ids, counts = torch.from_numpy(self._ids_U[:num]), torch.from_numpy(self._counts_U[:num])
+        values, factor = logits_V[ids], params.repetition_penalty
+        values = torch.where(values > 0, values / factor, values * factor)
+        values -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        logits_V[ids] = values
+        for token in ahead:
+            self._counts_U[self._row_of[token]] -= 1
+        for token in self._ids_U[before:num].tolist():
+            del self._row_of[token]
+
+    def _see(self, token: int) -> int:
+        row = self._row_of.get(token)
+        if row is None:
+            row = self._row_of[token] = len(self._row_of)
+            if row == len(self._ids_U):
+                self._ids_U = np.concatenate([self._ids_U, np.empty_like(self._ids_U)])
+                self._counts_U = np.concatenate([self._counts_U, np.empty_like(self._counts_U)])
+            self._ids_U[row], self._counts_U[row] = token, 0
+        return row
+
+
+def _banned_ids(params: SamplingParams, vocab_size: int) -> Tensor | None:
+    """bool [V], or None when nothing is banned for good."""
+    if not params.allowed_token_ids and not params.bad_token_ids:
+        return None
+    banned = torch.full((vocab_size,), bool(params.allowed_token_ids))
+    banned[list(params.allowed_token_ids)] = False
+    banned[list(params.bad_token_ids)] = True
+    return banned
+
+
+def check_tokens(params: SamplingParams, vocab_size: int, ending_ids: Sequence[int]) -> None:
+    """Whether every token a request names exists, and one is left to draw.
+
+    Raises:
+        InputError: naming the field.
+    """
+    for name, ids in (
+        ("logit_bias", [token for token, _ in params.logit_bias]),
+        ("allowed_token_ids", params.allowed_token_ids),
+        ("bad_token_ids", params.bad_token_ids),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        wrong = [token for token in ids if not 0 <= token < vocab_size]
+        if wrong:
+            raise InputError(f"{name} names token {wrong[0]}; expected 0 <= id < {vocab_size}", field=name)
+    left = set(params.allowed_token_ids or range(vocab_size)) if params.allowed_token_ids else None
+    banned = {*params.bad_token_ids, *((*ending_ids, *params.stop_token_ids) if params.min_tokens else ())}
+    num_left = len(left - banned) if left is not None else vocab_size - len(banned)
+    if num_left == 0:
+        raise InputError("every allowed token is banned too; leave at least one to draw", field="allowed_token_ids")
