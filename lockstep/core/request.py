@@ -16,6 +16,8 @@ class FinishReason(Enum):
     LENGTH = "length"
     ABORT = "abort"
     """The client left, or somebody aborted it."""
+    ERROR = "error"
+    """It could not go on; `Sample.error` says why. Other samples are not touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Sample:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None
     """The stop string or token id that ended it."""
+    error: str = ""
     num_cached: int = 0
     """Prompt tokens whose keys came from the prefix cache."""
 

@@ -1,45 +1,106 @@
-"""What a request must be for this engine to be able to finish it."""
+"""From a request to sequences that this engine is able to finish."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 from lockstep.core.batch import PAGE
 from lockstep.core.errors import InputError
-from lockstep.core.request import Request
+from lockstep.core.request import Request, Sample
+from lockstep.core.sampling import GrammarKind
 from lockstep.engine.config import EnginePlan
-from lockstep.engine.shaping import check_tokens
+from lockstep.engine.emission import TextStream
+from lockstep.engine.queue import Sequence, sample_seed
+from lockstep.engine.shaping import Shaper, check_tokens
+from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSpec
+from lockstep.tokenize.tokenizer import Tokenizer
+
+_GRAMMAR_KINDS = {
+    GrammarKind.JSON_SCHEMA: "json_schema",
+    GrammarKind.JSON_OBJECT: "json_object",
+    GrammarKind.REGEX: "regex",
+    GrammarKind.CHOICE: "choices",
+    GrammarKind.LARK: "grammar",
+}
 
 
-def check_request(
-    request: Request, plan: EnginePlan, vocab_size: int, model_context: int, *, has_tokenizer: bool
-) -> int:
-    """The most tokens that a sample of the request may have.
+class Admission:
+    """Checks requests and makes their sequences.
 
-    Raises:
-        InputError: it could never be served; `field` names the part, the message has the numbers.
+    Args:
+        model_context: positions the model knows; the plan's context may be less.
+        tokenizer: None: ids only.
     """
-    params, num_prompt = request.params, len(request.prompt)
-    if num_prompt == 0:
-        raise InputError("the prompt has no tokens; expected at least one", field="prompt")
-    for token in (min(request.prompt), max(request.prompt)):
-        if not 0 <= token < vocab_size:
-            raise InputError(f"the prompt has token {token}; expected 0 <= id < {vocab_size}", field="prompt")
-    if request.adapter:
-        raise InputError(f"adapter {request.adapter!r} is not loaded; leave it empty", field="adapter")
-    if params.stop and not has_tokenizer:
-        raise InputError("stop strings need a tokenizer; this engine serves ids: use stop_token_ids", field="stop")
-    if params.grammar is not None:
-        raise InputError("this engine has no grammars; leave it out", field="grammar")
-    most = plan.max_context - num_prompt
-    if most < 1 or (params.max_tokens or 0) > most:
-        raise InputError(
-            f"a prompt of {num_prompt} tokens and max_tokens={params.max_tokens}; prompt and text together have "
-            f"{plan.max_context} tokens at most (model {model_context}, cache {plan.num_pages} pages of {PAGE}): "
-            "shorten either",
-            field="max_tokens" if most >= 1 else "prompt",
-        )
-    if max(params.num_logprobs, params.prompt_logprobs or 0) > vocab_size:
-        raise InputError(f"more alternatives wanted than the {vocab_size} tokens there are", field="num_logprobs")
-    if params.n > plan.max_queue:
-        raise InputError(f"n={params.n} samples; the queue holds max_queue={plan.max_queue}", field="n")
-    check_tokens(params, vocab_size, plan.eos_token_ids)
-    return params.max_tokens or most
+
+    def __init__(self, plan: EnginePlan, vocab_size: int, model_context: int, tokenizer: Tokenizer | None) -> None:
+        self._plan = plan
+        self._vocab_size = vocab_size
+        self._model_context = model_context
+        self._tokenizer = tokenizer
+        self._compiler: GrammarCompiler | None = None
+        self._seeds = random.Random(plan.seed)
+
+    def sequences(self, request: Request, order: Callable[[int, int], tuple[int, int, int]]) -> list[Sequence]:
+        """One for each of the n samples.
+
+        Args:
+            order: place in line by priority and index.
+
+        Raises:
+            InputError: it could never be served; `field` names the part, the message has the numbers.
+        """
+        max_tokens, matcher = self._check(request), self._matcher(request)
+        params = request.params
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
+        scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
+        score_alternatives: list[tuple] = [] if params.prompt_logprobs is None else [()]
+        sequences = []
+        for index in range(params.n):
+            sample = Sample(request_id=request.id, index=index, prompt=request.prompt, seed=sample_seed(seed, index))
+            sample.prompt_logprobs, sample.prompt_alternatives = scores, score_alternatives
+            sequence = Sequence(request, sample, order(request.priority, index), max_tokens)
+            if self._tokenizer is not None:
+                sequence.text = TextStream(self._tokenizer, params)
+            if matcher is not None or Shaper.is_needed(params):
+                own = matcher.copy() if matcher is not None else None
+                sequence.shaper = Shaper(params, request.prompt, self._vocab_size, self._plan.eos_token_ids, own)
+            sequences.append(sequence)
+        return sequences
+
+    def _check(self, request: Request) -> int:
+        """The most tokens that a sample may have."""
+        params, plan, num_prompt = request.params, self._plan, len(request.prompt)
+        if num_prompt == 0:
+            raise InputError("the prompt has no tokens; expected at least one", field="prompt")
+        for token in (min(request.prompt), max(request.prompt)):
+            if not 0 <= token < self._vocab_size:
+                raise InputError(f"the prompt has token {token}; expected 0 <= id < {self._vocab_size}", field="prompt")
+        if request.adapter:
+            raise InputError(f"adapter {request.adapter!r} is not loaded; leave it empty", field="adapter")
+        if params.stop and self._tokenizer is None:
+            raise InputError("stop strings need a tokenizer; this engine serves ids: use stop_token_ids", field="stop")
+        most = plan.max_context - num_prompt
+        if most < 1 or (params.max_tokens or 0) > most:
+            raise InputError(
+                f"a prompt of {num_prompt} tokens and max_tokens={params.max_tokens}; prompt and text together have "
+                f"{plan.max_context} tokens at most (model {self._model_context}, cache {plan.num_pages} pages of "
+                f"{PAGE}): shorten either",
+                field="max_tokens" if most >= 1 else "prompt",
+            )
+        if max(params.num_logprobs, params.prompt_logprobs or 0) > self._vocab_size:
+            raise InputError(f"more alternatives wanted than {self._vocab_size} tokens there are", field="num_logprobs")
+        if params.n > plan.max_queue:
+            raise InputError(f"n={params.n} samples; the queue holds max_queue={plan.max_queue}", field="n")
+        check_tokens(params, self._vocab_size, plan.eos_token_ids)
+        return params.max_tokens or most
+
+    def _matcher(self, request: Request) -> GrammarMatcher | None:
+        grammar = request.params.grammar
+        if grammar is None:
+            return None
+        if self._tokenizer is None:
+            raise InputError("a grammar needs a tokenizer; this engine serves ids", field="grammar")
+        if self._compiler is None:
+            self._compiler = GrammarCompiler(self._tokenizer, num_logits=self._vocab_size)
+        return self._compiler.compile(GrammarSpec(_GRAMMAR_KINDS[grammar.kind], grammar.text))

@@ -88,11 +88,19 @@ class Emitter:
         elif ends:
             sample.stop, sample.finish_reason = token, FinishReason.STOP
             text += self._rest(sequence)
+        elif sequence.shaper is not None and sequence.shaper.is_complete and not params.ignore_eos:
+            sample.finish_reason = FinishReason.STOP
+            text += self._rest(sequence)
         elif len(sequence.tokens) >= sequence.max_known:
             sample.finish_reason = FinishReason.LENGTH
             text += self._rest(sequence)
         sample.text += text
         return text
+
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """Ends a sample that cannot go on."""
+        sequence.sample.text += self._rest(sequence)
+        sequence.sample.finish_reason, sequence.sample.error = FinishReason.ERROR, error
 
     def abort(self, sequence: Sequence) -> Output:
         """Ends a sample that is not finished; what was held back of its text comes out."""

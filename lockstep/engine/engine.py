@@ -9,22 +9,20 @@ A step is `Scheduler.plan_step` -> `Runner.run` -> `Sampler.draw` -> `Emitter.ta
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample, WeightsVersion
-from lockstep.engine.admission import check_request
+from lockstep.engine.admission import Admission
 from lockstep.engine.config import EngineConfig, EnginePlan, resolve
-from lockstep.engine.emission import Emitter, Output, TextStream
-from lockstep.engine.queue import Sequence, State, sample_seed
+from lockstep.engine.emission import Emitter, Output
+from lockstep.engine.queue import Sequence, State
 from lockstep.engine.runner import Runner, ServedModel
 from lockstep.engine.sampler import Draws, Sampler
 from lockstep.engine.scheduler import Counters, Scheduler, Work
 from lockstep.engine.scoring import score_prompts
-from lockstep.engine.shaping import Shaper
 from lockstep.engine.speculation import propose
 from lockstep.tokenize.tokenizer import Tokenizer
 
@@ -84,13 +82,13 @@ class Engine:
         self.gate = Gate.OPEN
         self.scheduler = Scheduler(self.plan)
         self.scheduler.version = weights.version
+        self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer)
         self._runner = Runner(model, self.plan, self.scheduler.table)
         self._sampler = Sampler(self.plan.max_sequences)
         self._emitter = Emitter(self.plan.eos_token_ids)
         self._live: dict[str, list[Sequence]] = {}
         self._outbox: list[Output] = []
         self._pending: _Publication | None = None
-        self._seeds = random.Random(self.plan.seed)
 
     @property
     def counters(self) -> Counters:
@@ -117,28 +115,8 @@ class Engine:
         """
         if request.id in self._live:
             raise InputError(f"request id {request.id!r} is in use; ids of running requests must differ", field="id")
-        max_tokens = check_request(
-            request, self.plan, self.model.vocab_size, self.model.max_context, has_tokenizer=self.tokenizer is not None
-        )
-        params = request.params
-        seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
-        scores: list[float | None] = []
-        score_alternatives: list[tuple] = []
-        sequences = []
-        for index in range(params.n):
-            sample = Sample(request_id=request.id, index=index, prompt=request.prompt, seed=sample_seed(seed, index))
-            sample.prompt_logprobs, sample.prompt_alternatives = scores, score_alternatives
-            order = self.scheduler.next_order(request.priority, index)
-            sequence = Sequence(request, sample, order, max_tokens)
-            if self.tokenizer is not None:
-                sequence.text = TextStream(self.tokenizer, params)
-            if Shaper.is_needed(params):
-                sequence.shaper = Shaper(params, request.prompt, self.model.vocab_size, self.plan.eos_token_ids)
-            sequences.append(sequence)
+        sequences = self._admission.sequences(request, self.scheduler.next_order)
         self.scheduler.submit(sequences)
-        if params.prompt_logprobs is not None:
-            scores.append(None)
-            score_alternatives.append(())
         self._live[request.id] = sequences
         return [sequence.sample for sequence in sequences]
 
@@ -149,7 +127,7 @@ class Engine:
             self._end_draining()
         if self.gate in (Gate.PAUSED, Gate.ASLEEP):
             return outputs
-        works = self.scheduler.plan_step(propose if self.plan.max_draft_tokens else None)
+        works = self.scheduler.plan_step(self._propose)
         if not works:
             assert self.gate is Gate.DRAINING or not self._live, "sequences wait and none can run"
             return outputs
@@ -214,7 +192,7 @@ class Engine:
             if self.gate is not Gate.OPEN:
                 raise ConfigError(f"the engine is {self.gate.value}: samples cannot end; use another mode, or resume")
             self._pending = publication
-            self._drain()
+            self.gate, self.scheduler.only_started = Gate.DRAINING, True
             return False
         self._stop_running(mode)
         self._apply(publication)
@@ -229,7 +207,7 @@ class Engine:
         if self.gate is not Gate.OPEN:
             raise ConfigError(f"the engine is {self.gate.value}; only an open one can be paused")
         if mode is PauseMode.WAIT and self._has_started():
-            self._drain()
+            self.gate, self.scheduler.only_started = Gate.DRAINING, True
             return False
         self._stop_running(mode)
         self.gate = Gate.PAUSED
@@ -275,6 +253,9 @@ class Engine:
             sequence, drafts = work.sequence, work.drafts
             sample, num_known, first, text, right = sequence.sample, len(sequence.tokens), sequence.num_generated, "", 0
             while True:
+                if row + right in draws.errors:
+                    self._emitter.fail(sequence, draws.errors[row + right])
+                    break
                 token = draws.tokens[row + right]
                 logprobs = draws.logprobs[row + right], draws.sampling_logprobs[row + right]
                 text += self._emitter.take(sequence, token, logprobs, draws.alternatives[row + right], self.weights)
@@ -282,16 +263,24 @@ class Engine:
                     break
                 right += 1
             row += len(drafts) + 1
+            num_new = len(sequence.tokens) - num_known
             if drafts:
                 self.counters.num_draft_tokens += len(drafts)
                 self.counters.num_accepted_tokens += right
                 if sequence.lookup is not None:
                     sequence.lookup.learn(len(drafts), right)
-            self.counters.num_generated_tokens += right + 1
+            self.counters.num_generated_tokens += num_new
             self.scheduler.advance(sequence, num_known + right)
-            outputs.append(Output(sample, first, right + 1, text, sample.is_finished))
+            outputs.append(Output(sample, first, num_new, text, sample.is_finished))
             if sample.is_finished:
                 self._close(sequence)
+
+    def _propose(self, sequence: Sequence, most: int) -> list[int]:
+        """Guesses: what a grammar leaves no choice about, else what prompt lookup finds."""
+        forced = sequence.shaper.forced(most) if sequence.shaper is not None else []
+        if forced or self.plan.max_draft_tokens == 0:
+            return forced
+        return propose(sequence, min(most, self.plan.max_draft_tokens))
 
     def _close(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
@@ -309,10 +298,6 @@ class Engine:
         elif mode is PauseMode.RECOMPUTE:
             for sequence in reversed(self.scheduler.running[:]):
                 self.scheduler.preempt(sequence)
-
-    def _drain(self) -> None:
-        self.gate = Gate.DRAINING
-        self.scheduler.only_started = True
 
     def _end_draining(self) -> None:
         if self._has_started():

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lockstep.core.errors import InputError
 from lockstep.core.request import Alternative
 from lockstep.engine.queue import Sequence
 from lockstep.kernels.logprobs import token_logprobs, top_logprobs
@@ -35,6 +37,8 @@ class Draws:
     sampling_logprobs: list[float]
     """Of the distribution drawn from."""
     alternatives: list[tuple[Alternative, ...]]
+    errors: dict[int, str]
+    """Rows from which nothing can be drawn, and why; the lists hold anything there."""
 
 
 class Sampler:
@@ -51,6 +55,7 @@ class Sampler:
         """One token a row, in order: shaping, then temperature and truncation, then a draw keyed by seed and position."""
         slots = np.empty(len(rows), dtype=np.int64)
         positions = np.empty(len(rows), dtype=np.int64)
+        errors: dict[int, str] = {}
         shaped_RV = logits_RV
         for index, row in enumerate(rows):
             sequence = row.sequence
@@ -61,18 +66,30 @@ class Sampler:
             if sequence.shaper is not None:
                 if shaped_RV is logits_RV:
                     shaped_RV = logits_RV.clone()
-                sequence.shaper.apply(shaped_RV[index], sequence.num_generated + len(row.ahead), row.ahead)
-        temperature, top_p, min_p, typical_p = torch.from_numpy(self._floats_4S[:, slots])
-        top_k, seeds = torch.from_numpy(self._top_k_S[slots]), torch.from_numpy(self._seeds_S[slots])
-        tokens_R, sampling_R = sample_tokens(
-            shaped_RV, temperature, top_k, top_p, min_p, typical_p, seeds, torch.from_numpy(positions)
-        )
+                try:
+                    sequence.shaper.apply(shaped_RV[index], sequence.num_generated + len(row.ahead), row.ahead)
+                except InputError as error:
+                    errors[index] = str(error)
+        columns = self._columns(slots, positions)
+        try:
+            tokens_R, sampling_R = sample_tokens(shaped_RV, *columns)
+        except InputError:
+            # One bad row must not end the others: it is found, replaced and reported.
+            shaped_RV, logits_RV = _without_bad_rows(shaped_RV, errors), _without_bad_rows(logits_RV, errors)
+            tokens_R, sampling_R = sample_tokens(shaped_RV, *columns)
         return Draws(
             tokens=tokens_R.tolist(),
             logprobs=token_logprobs(logits_RV, tokens_R).tolist(),
             sampling_logprobs=sampling_R.tolist(),
             alternatives=alternatives(logits_RV, [row.sequence.request.params.num_logprobs for row in rows]),
+            errors=errors,
         )
+
+    def _columns(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """What `sample_tokens` wants beside the logits, for rows of these slots."""
+        temperature, top_p, min_p, typical_p = torch.from_numpy(self._floats_4S[:, slots])
+        top_k, seeds = torch.from_numpy(self._top_k_S[slots]), torch.from_numpy(self._seeds_S[slots])
+        return temperature, top_k, top_p, min_p, typical_p, seeds, torch.from_numpy(positions)
 
     def _bind(self, sequence: Sequence) -> None:
         params, slot = sequence.request.params, sequence.slot
@@ -80,6 +97,15 @@ class Sampler:
         self._top_k_S[slot] = params.top_k
         self._seeds_S[slot] = sequence.sample.seed
         self._bound[slot] = sequence
+
+
+def _without_bad_rows(logits_RV: Tensor, errors: dict[int, str]) -> Tensor:
+    """Rows without a finite maximum become zeros and are noted."""
+    top_R = logits_RV.amax(1)
+    good_R = torch.isfinite(top_R)
+    for index in (~good_R).nonzero().flatten().tolist():
+        errors.setdefault(index, f"the largest logit is {float(top_R[index])}; expected a finite number")
+    return torch.where(good_R[:, None], logits_RV, torch.zeros(()))
 
 
 def alternatives(logits_RV: Tensor, nums: list[int]) -> list[tuple[Alternative, ...]]:

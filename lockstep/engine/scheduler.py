@@ -23,6 +23,9 @@ from lockstep.engine.radix import Node, RadixTree
 Propose = Callable[[Sequence, int], list[int]]
 """At most so many guesses of a sequence's next tokens."""
 
+MAX_FORCED = 16
+"""Tokens that a grammar leaves no choice about and that one step takes at most."""
+
 
 @dataclass(slots=True)
 class Work:
@@ -248,7 +251,7 @@ class Scheduler:
     def _draft(self, sequence: Sequence, propose: Propose, budget: int) -> list[int]:
         """Guesses that fit budget, context and the pages that are there; nobody is preempted for a guess."""
         known = len(sequence.tokens)
-        limit = min(self.plan.max_draft_tokens, budget, sequence.max_known - known - 1)
+        limit = min(max(self.plan.max_draft_tokens, MAX_FORCED), budget, sequence.max_known - known - 1)
         room = (len(sequence.pages) + self.pool.num_available) * PAGE - known
         drafts = propose(sequence, min(limit, room)) if min(limit, room) > 0 else []
         self._extend(sequence, (known + len(drafts) + PAGE - 1) // PAGE - len(sequence.pages))

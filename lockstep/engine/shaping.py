@@ -13,15 +13,23 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.core.sampling import SamplingParams
+from lockstep.tokenize.grammar import GrammarMatcher
 
 
 class Shaper:
     """The state of one sample's shaping: which tokens it has seen, how often it wrote them, what is banned."""
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, ending_ids: Sequence[int]
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        ending_ids: Sequence[int],
+        matcher: GrammarMatcher | None = None,
     ) -> None:
         self._params = params
+        self._matcher = matcher
+        self._allowed_V = torch.empty(vocab_size, dtype=torch.bool) if matcher is not None else None
         self._min_tokens = params.min_tokens
         self._ending = torch.tensor(sorted({*ending_ids, *params.stop_token_ids}), dtype=torch.int64)
         self._bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.int64)
@@ -48,18 +56,33 @@ class Shaper:
         )
         return plain != SamplingParams()
 
+    @property
+    def is_complete(self) -> bool:
+        """The grammar allows nothing but the end."""
+        return self._matcher is not None and self._matcher.is_finished
+
+    def forced(self, most: int) -> list[int]:
+        """The next tokens, as far as the grammar leaves no choice."""
+        return self._matcher.forced_tokens()[:most] if self._matcher is not None else []
+
     def observe(self, token: int) -> None:
         """The sample wrote this token."""
         if self._penalises:
             self._counts_U[self._see(token)] += 1
+        if self._matcher is not None:
+            self._matcher.advance(token)
 
     def apply(self, logits_V: Tensor, num_generated: int, ahead: Sequence[int]) -> None:
-        """Changes a row in place.
+        """Changes a row in place. Where bans and grammar together leave nothing, the grammar counts.
 
         Args:
             num_generated: tokens the sample has written, `ahead` included.
             ahead: guessed tokens that the row goes on from, not yet observed.
+
+        Raises:
+            InputError: the grammar became too complex to go on with.
         """
+        raw_V = logits_V.clone() if self._matcher is not None else logits_V
         if self._penalises:
             self._penalise(logits_V, ahead)
         if len(self._bias_ids):
@@ -68,11 +91,31 @@ class Shaper:
             logits_V.masked_fill_(self._banned, -torch.inf)
         if num_generated < self._min_tokens and len(self._ending):
             logits_V[self._ending] = -torch.inf
+        if self._matcher is not None and self._constrain(self._matcher, logits_V, ahead):
+            logits_V.copy_(raw_V)
+            self._constrain(self._matcher, logits_V, ahead)
+
+    def _constrain(self, matcher: GrammarMatcher, logits_V: Tensor, ahead: Sequence[int]) -> bool:
+        """Bans what the grammar does not allow after `ahead`; says whether nothing is left."""
+        num = matcher.accepted(ahead) if ahead else 0
+        if num < len(ahead):
+            # A guess the grammar forbids cannot be drawn, so nobody will ask for this row.
+            return False
+        assert self._allowed_V is not None
+        for token in ahead:
+            matcher.advance(token)
+        try:
+            matcher.fill_mask(self._allowed_V)
+        finally:
+            if ahead:
+                matcher.rollback(num)
+        logits_V.masked_fill_(~self._allowed_V, -torch.inf)
+        return bool(torch.isneginf(logits_V.amax()))
 
     def _penalise(self, logits_V: Tensor, ahead: Sequence[int]) -> None:
         before = len(self._row_of)
         for token in ahead:
-            self.observe(token)
+            self._counts_U[self._see(token)] += 1
         num, params = len(self._row_of), self._params
         ids, counts = torch.from_numpy(self._ids_U[:num]), torch.from_numpy(self._counts_U[:num])
         values, factor = logits_V[ids], params.repetition_penalty

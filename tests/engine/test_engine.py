@@ -141,7 +141,7 @@ def test_running_texts_go_on_while_a_long_prompt_comes_in() -> None:
         ({"length": 5, "bad_token_ids": (VOCAB,)}, "bad_token_ids", str(VOCAB)),
         ({"length": 5, "allowed_token_ids": (1,), "bad_token_ids": (1,)}, "allowed_token_ids", "one to draw"),
         ({"length": 5, "num_logprobs": VOCAB + 1}, "num_logprobs", str(VOCAB)),
-        ({"length": 5, "grammar": GrammarSpec(kind=GrammarKind.REGEX, text="a")}, "grammar", "no grammars"),
+        ({"length": 5, "grammar": GrammarSpec(kind=GrammarKind.REGEX, text="a")}, "grammar", "needs a tokenizer"),
         ({"length": 0}, "prompt", "no tokens"),
     ],
 )
