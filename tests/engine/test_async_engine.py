@@ -82,6 +82,26 @@ def test_a_client_that_leaves_frees_its_pages(how: str) -> None:
     drive(work())
 
 
+def test_a_cancellation_that_meets_an_output_is_not_lost() -> None:
+    async def work() -> None:
+        async with AsyncEngine(Engine(FakeModel(), None, tiny())) as engine:
+            await engine.call(lambda inner: inner.pause())
+            task = asyncio.create_task(read(engine, ask("a")))
+            while await engine.call(lambda inner: inner.num_unfinished) == 0:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            stream = engine._streams["a"]
+            stream.outputs.put_nowait(Output(stream.samples[0], 0, 0, "", False))
+            # The reader is woken by the output and cancelled before it runs.
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await engine.call(lambda inner: inner.num_unfinished) == 0
+
+    drive(work())
+
+
 def test_refusals_reach_the_client() -> None:
     async def work() -> None:
         async with AsyncEngine(Engine(FakeModel(), None, tiny(max_queue=2))) as engine:
