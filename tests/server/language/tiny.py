@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -89,12 +90,15 @@ class LiveServer:
         self.folder = folder
         self.service = LanguageService(folder, config)
         self.server = language_server(build_language_app(self.service, config, key=key), config)
+        self.loop: asyncio.AbstractEventLoop
         self.thread = threading.Thread(target=self._run, name="server")
 
     def _run(self) -> None:
-        import asyncio
+        async def whole() -> None:
+            self.loop = asyncio.get_running_loop()
+            await serve_until_told(self.server, self.service)
 
-        asyncio.run(serve_until_told(self.server, self.service))
+        asyncio.run(whole())
 
     @property
     def url(self) -> str:
