@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class Piece:
     is_finished: bool
 
 
-async def run(service: LanguageService, job: Job) -> AsyncIterator[Piece]:
+async def run(service: LanguageService, job: Job) -> AsyncGenerator[Piece, None]:
     """Pieces of all samples as they come. Closing it aborts what still runs.
 
     Raises:

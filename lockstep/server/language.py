@@ -151,7 +151,14 @@ def _models(app: FastAPI, service: LanguageService) -> None:
     def described(request: Request) -> dict[str, Any]:
         if "anthropic-version" in request.headers:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(service.created))
-            return {"type": "model", "id": service.name, "display_name": service.name, "created_at": stamp}
+            return {
+                "type": "model",
+                "id": service.name,
+                "display_name": service.name,
+                "created_at": stamp,
+                "lifecycle": "active",
+                "max_input_tokens": service.engine.plan.max_context,
+            }
         entry = {"id": service.name, "object": "model", "created": service.created, "owned_by": "lockstep"}
         return {**entry, "root": service.name, "parent": None, "max_model_len": service.engine.plan.max_context}
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.engine import Engine
 from lockstep.engine.llm import free_memory, load
-from lockstep.engine.pooling import embed
+from lockstep.engine.pooling import Pooling, embed
 from lockstep.kernels import set_num_threads
 from lockstep.models.language import LanguageModel
 from lockstep.server.language_config import LanguageConfig
@@ -229,10 +230,10 @@ class LanguageService:
         pooling, vectors = self.config.pooling, []
         for number, prompt in enumerate(prompts):
             try:
-                row = await self.engine.call(lambda engine, ids=prompt: embed(engine.model, [ids], pooling))
+                row = await self.engine.call(partial(_embed_one, prompt=prompt, pooling=pooling))
             except InputError as error:
                 raise InputError(str(error).replace("text 0", f"text {number}"), field="input") from error
-            vectors.append(row[0].tolist())
+            vectors.append(row)
         return vectors
 
     def _load(self) -> Engine:
@@ -263,3 +264,9 @@ class LanguageService:
             State.FAILED: f"the model cannot be served: {self.error}",
         }
         return Refusal(503, texts.get(self.state, "the engine is not running"), retry_after_s=1)
+
+
+def _embed_one(engine: Engine, *, prompt: Sequence[int], pooling: Pooling) -> list[float]:
+    """Run by the engine's worker."""
+    vector: list[float] = embed(engine.model, [prompt], pooling)[0].tolist()
+    return vector

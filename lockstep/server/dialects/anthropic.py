@@ -237,10 +237,10 @@ def _texts(fields: Fields, name: str) -> list[str]:
 
 def _stop(choice: Choice) -> tuple[str, str | None]:
     sample = choice.sample
-    if choice.calls:
-        return "tool_use", None
     if sample.finish_reason is FinishReason.LENGTH:
         return "max_tokens", None
+    if choice.calls:
+        return "tool_use", None
     return ("stop_sequence", sample.stop) if isinstance(sample.stop, str) else ("end_turn", None)
 
 

@@ -75,7 +75,7 @@ def test_events_come_in_order(client: Any, http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_tools(client: Any, choice: Any) -> None:
-    ask = wishes(tools=[TOOL], tool_choice=choice, max_tokens=100)
+    ask = wishes(tools=[TOOL], tool_choice=choice, max_tokens=600)
     reply = client.messages.create(**ask)
     assert reply.stop_reason == "tool_use"
     (call,) = reply.content
@@ -102,10 +102,11 @@ def test_thinking(client: Any) -> None:
 
 
 def test_stop_sequences_and_models(client: Any) -> None:
-    text = client.messages.create(**wishes()).content[0].text
-    reply = client.messages.create(**wishes(stop_sequences=[text[2:4]]))
-    assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", text[2:4])
-    assert reply.content[0].text == text[: text.index(text[2:4])]
+    bias = {"logit_bias": {"119": 100}}
+    text = client.messages.create(**wishes(extra_body=bias)).content[0].text
+    reply = client.messages.create(**wishes(extra_body=bias, stop_sequences=[text[:3]]))
+    assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", text[:3])
+    assert (reply.content[0].text, reply.usage.output_tokens) == ("", 3)
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 

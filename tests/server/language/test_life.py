@@ -55,15 +55,18 @@ def test_a_client_that_leaves_frees_its_pages(server: LiveServer, http: httpx.Cl
     aborted = server.service.metrics.num_disconnected
 
     async def leave() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            async with client.stream("POST", "/v1/completions", json=LONG | {"stream": stream, "n": 8}) as reply:
-                async for _ in reply.aiter_raw():
-                    break
+        body = LONG | {"stream": stream, "n": 8}
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+            client.stream("POST", "/v1/completions", json=body) as reply,
+        ):
+            async for _ in reply.aiter_raw():
+                break
 
     async def scenario() -> float:
         task = asyncio.create_task(leave())
         deadline = time.monotonic() + 10
-        while server.service.metrics.num_active == 0 or server.service.metrics.first_token is None:
+        while server.service.metrics.num_active == 0:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
         if stream:
@@ -109,19 +112,19 @@ def test_many_streams_say_what_each_says_alone(server: LiveServer) -> None:
 
 
 def test_key_cors_and_bodies(folder: Path) -> None:
-    with live(folder, key="secret", cors_origins=("http://a.test",), max_body_bytes=2000) as server:
-        with httpx.Client(base_url=server.url) as client:
-            assert client.get("/health").status_code == 200
-            refused = client.get("/v1/models")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-            assert client.post("/v1/messages", json={}).json()["error"]["type"] == "authentication_error"
-            for headers in ({"authorization": "Bearer secret"}, {"x-api-key": "secret"}):
-                assert client.get("/v1/models", headers=headers).status_code == 200
-            asked = {"origin": "http://a.test", "access-control-request-method": "POST"}
-            preflight = client.options("/v1/chat/completions", headers=asked)
-            assert preflight.headers["access-control-allow-origin"] == "http://a.test"
-            key = {"x-api-key": "secret"}
-            assert client.post("/v1/completions", json={"prompt": "a" * 3000}, headers=key).status_code == 413
+    limits = {"cors_origins": ("http://a.test",), "max_body_bytes": 2000}
+    with live(folder, key="secret", **limits) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/health").status_code == 200
+        refused = client.get("/v1/models")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert client.post("/v1/messages", json={}).json()["error"]["type"] == "authentication_error"
+        for headers in ({"authorization": "Bearer secret"}, {"x-api-key": "secret"}):
+            assert client.get("/v1/models", headers=headers).status_code == 200
+        asked = {"origin": "http://a.test", "access-control-request-method": "POST"}
+        preflight = client.options("/v1/chat/completions", headers=asked)
+        assert preflight.headers["access-control-allow-origin"] == "http://a.test"
+        key = {"x-api-key": "secret"}
+        assert client.post("/v1/completions", json={"prompt": "a" * 3000}, headers=key).status_code == 413
 
 
 def test_overload_is_429_with_retry_after(folder: Path) -> None:
@@ -209,9 +212,42 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    "model prompt messages input system tools tool_choice stream n stop max_tokens temperature top_p top_k logprobs echo "
-    "top_logprobs logit_bias seed response_format stream_options text metadata reasoning stop_sequences guided_json "
-    "structured_outputs chat_template_kwargs min_tokens allowed_token_ids stop_token_ids tokens content encoding_format".split()
+    [
+        "model",
+        "prompt",
+        "messages",
+        "input",
+        "system",
+        "tools",
+        "tool_choice",
+        "stream",
+        "n",
+        "stop",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "logprobs",
+        "echo",
+        "top_logprobs",
+        "logit_bias",
+        "seed",
+        "response_format",
+        "stream_options",
+        "text",
+        "metadata",
+        "reasoning",
+        "stop_sequences",
+        "guided_json",
+        "structured_outputs",
+        "chat_template_kwargs",
+        "min_tokens",
+        "allowed_token_ids",
+        "stop_token_ids",
+        "tokens",
+        "content",
+        "encoding_format",
+    ]
 )
 ROUTES = (
     "/v1/chat/completions",
