@@ -137,8 +137,12 @@ class AsyncEngine:
 
     async def _answer(self, future: Future[T]) -> T:
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._call_timeout_s)
+            # Not wait_for: before Python 3.12 it loses a cancellation that meets the result.
+            async with asyncio.timeout(self._call_timeout_s):
+                return await asyncio.wrap_future(future)
         except TimeoutError as error:
+            if future.done() and not future.cancelled():
+                raise  # the function's own
             raise DeadlineError(
                 f"the engine's worker did not answer within {self._call_timeout_s} s; its step is too long or hangs: "
                 "use a smaller max_step_tokens, or a longer call_timeout_s"
@@ -146,7 +150,8 @@ class AsyncEngine:
 
     async def _next(self, stream: _Stream, request_id: str) -> Output:
         try:
-            output = await asyncio.wait_for(stream.outputs.get(), self._stall_timeout_s)
+            async with asyncio.timeout(self._stall_timeout_s):
+                output = await stream.outputs.get()
         except TimeoutError as error:
             raise DeadlineError(
                 f"request {request_id!r} got nothing for {self._stall_timeout_s} s; the engine is overloaded or paused"

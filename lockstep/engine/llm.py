@@ -1,4 +1,7 @@
-"""Offline generation: prompts in, samples out."""
+"""Offline generation: prompts in, samples out.
+
+Legend: N texts, E model width.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
+from lockstep.engine.pooling import Pooling, embed
 from lockstep.interop.weights import open_weights
 from lockstep.models.families import load_model
 from lockstep.models.language import LanguageModel
@@ -93,6 +99,12 @@ class LLM:
             for request_id in ids:
                 self.engine.abort(request_id)
         return [samples[request_id] for request_id in ids]
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = Pooling.LAST, *, normalise: bool = True
+    ) -> Tensor:
+        """A float32 vector for each text, [N, E]; see `pooling.embed`."""
+        return embed(self.engine.model, [self.encode(p) for p in as_prompts(prompts)], pooling, normalise=normalise)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """The ids of a prompt; a text gets what the vocabulary puts around texts."""

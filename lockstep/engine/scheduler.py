@@ -110,7 +110,7 @@ class Scheduler:
         budget = self._admit(works, budget)
         if propose is not None:
             for work in works[:num_decoding]:
-                if budget:
+                if budget and (self.plan.max_draft_tokens or work.sequence.shaper is not None):
                     work.drafts = self._draft(work.sequence, propose, budget)
                     budget -= len(work.drafts)
         return works

@@ -82,6 +82,28 @@ def test_a_client_that_leaves_frees_its_pages(how: str) -> None:
     drive(work())
 
 
+@pytest.mark.parametrize("ticks", range(4))
+def test_a_cancellation_that_meets_an_output_is_not_lost(ticks: int) -> None:
+    async def work() -> None:
+        async with AsyncEngine(Engine(FakeModel(), None, tiny())) as engine:
+            await engine.call(lambda inner: inner.pause())
+            task = asyncio.create_task(read(engine, ask("a")))
+            while await engine.call(lambda inner: inner.num_unfinished) == 0:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            stream = engine._streams["a"]
+            stream.outputs.put_nowait(Output(stream.samples[0], 0, 0, "", False))
+            # The output is on its way to the reader, some turns of the loop far.
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=1.0)
+            assert [one.cancelled() for one in done] == [True]
+            assert await engine.call(lambda inner: inner.num_unfinished) == 0
+
+    drive(work())
+
+
 def test_refusals_reach_the_client() -> None:
     async def work() -> None:
         async with AsyncEngine(Engine(FakeModel(), None, tiny(max_queue=2))) as engine:

@@ -175,6 +175,26 @@ def test_full_queue_refuses_and_takes_all_samples_or_none() -> None:
     assert engine.counters.num_finished == 3
 
 
+class BrokenModel(FakeModel):
+    """Logits of NaN after a text that ends in 7."""
+
+    def logits(self, hidden_RE: torch.Tensor) -> torch.Tensor:
+        logits_RV = super().logits(hidden_RE)
+        logits_RV[hidden_RE[:, 1] == 7] = torch.nan
+        return logits_RV
+
+
+def test_a_row_that_cannot_be_drawn_ends_its_own_sample_only() -> None:
+    engine = Engine(BrokenModel(), None, tiny())
+    params = SamplingParams(max_tokens=6, seed=1, ignore_eos=True, allowed_token_ids=(3, 4, 5))
+    good, bad = (engine.add(Request(id=f"{end}", prompt=(1, 2, end), params=params))[0] for end in (3, 7))
+    run(engine)
+    assert (bad.finish_reason, bad.tokens) == (FinishReason.ERROR, [])
+    assert "nan" in bad.error
+    assert good.tokens == alone((1, 2, 3), params)[0].tokens
+    assert engine.audit() == []
+
+
 def test_abort_frees_pages_at_once() -> None:
     engine = Engine(FakeModel(), None, tiny(prefix_cache=False))
     engine.add(ask("a", 50, n=3))

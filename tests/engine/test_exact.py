@@ -51,15 +51,15 @@ def threads() -> Iterator[None]:
 
 
 def learner(model: LanguageModel, samples: list[Sample]) -> list[list[float]]:
-    """The log-probabilities of each sample's tokens by one packed forward pass with autograd on."""
+    """The log-probabilities of each sample's tokens, but the prompt's first, by one packed forward pass with autograd."""
     sequences = [torch.tensor([*sample.prompt, *sample.tokens]) for sample in samples]
     batch = ForwardBatch.packed(sequences)
     hidden_TE = model(batch, None)
     assert hidden_TE.requires_grad
     found, starts = [], batch.seq_starts.tolist()
     for start, sample in zip(starts, samples, strict=False):
-        rows = slice(start + len(sample.prompt) - 1, start + len(sample.prompt) + len(sample.tokens) - 1)
-        found.append(token_logprobs(model.logits(hidden_TE[rows]), torch.tensor(sample.tokens)).tolist())
+        tokens = torch.tensor([*sample.prompt[1:], *sample.tokens])
+        found.append(token_logprobs(model.logits(hidden_TE[start : start + len(tokens)]), tokens).tolist())
     return found
 
 
@@ -71,7 +71,11 @@ def requests(rng: random.Random, num: int) -> list[Request]:
             rng.randrange(VOCAB) for _ in range(rng.randrange(1, 30))
         )
         params = SamplingParams(
-            max_tokens=rng.randrange(15, 40), seed=index, temperature=rng.choice((0.0, 1.0)), n=rng.choice((1, 1, 2))
+            max_tokens=rng.randrange(15, 40),
+            seed=index,
+            temperature=rng.choice((0.0, 1.0)),
+            n=rng.choice((1, 1, 2)),
+            prompt_logprobs=rng.choice((None, None, 0)),
         )
         made.append(Request(id=f"{index}", prompt=prompt, params=params))
     return made
@@ -81,7 +85,7 @@ def requests(rng: random.Random, num: int) -> list[Request]:
 def test_engine_and_learner_agree_bit_for_bit(model: LanguageModel, seed: int) -> None:
     rng = random.Random(seed)
     wanted = requests(rng, 6)
-    texts = []
+    texts, num_scored, num_cached = [], 0, 0
     for changes in (
         {"num_pages": 9, "max_sequences": 4, "max_step_tokens": rng.randrange(9, 30)},
         {"num_pages": 200, "max_step_tokens": rng.randrange(70, 400), "max_draft_tokens": 3},
@@ -95,11 +99,17 @@ def test_engine_and_learner_agree_bit_for_bit(model: LanguageModel, seed: int) -
                 engine.scheduler.preempt(rng.choice(engine.scheduler.running))
         assert engine.audit() == []
         assert (engine.counters.num_preemptions > 3) == (changes["num_pages"] == 9)
-        assert engine.counters.num_cached_tokens > 0
+        num_cached += engine.counters.num_cached_tokens
         for sample, expected in zip(samples, learner(model, samples), strict=True):
-            assert sample.logprobs == expected, sample.request_id
+            split = len(sample.prompt) - 1
+            assert sample.logprobs == expected[split:], sample.request_id
+            if sample.prompt_logprobs:
+                assert sample.prompt_logprobs == [None, *expected[:split]]
+                num_scored += 1
         texts.append([sample.tokens for sample in samples])
     assert texts[0] == texts[1]
+    assert num_scored > 0
+    assert num_cached > 0
 
 
 def test_new_weights_are_served_without_a_restart(model: LanguageModel) -> None:
@@ -118,5 +128,5 @@ def test_new_weights_are_served_without_a_restart(model: LanguageModel) -> None:
     (new,) = engine.add(Request(id="a", prompt=prompt, params=params))
     run(engine)
     assert new.num_cached == 0
-    assert new.logprobs == learner(model, [new])[0]
+    assert new.logprobs == learner(model, [new])[0][len(prompt) - 1 :]
     assert new.logprobs != old.logprobs

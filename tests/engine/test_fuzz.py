@@ -16,7 +16,7 @@ from lockstep.engine.radix import Eviction
 from tests.engine.fake import VOCAB, FakeModel, Oracle, tiny
 
 STEPS = 2550
-MODES = (PauseMode.ABORT, PauseMode.WAIT, PauseMode.RECOMPUTE)
+MODES = tuple(PauseMode)
 
 
 class Traffic:
@@ -27,6 +27,7 @@ class Traffic:
         self.oracle = Oracle()
         self.live: dict[str, list[Sample]] = {}
         self.params: dict[str, SamplingParams] = {}
+        self.mixed: set[str] = set()
         self.num_samples = 0
         self.num_tokens = 0
         self._prefixes = [tuple(rng.randrange(VOCAB) for _ in range(rng.randrange(1, 70))) for _ in range(4)]
@@ -56,7 +57,14 @@ class Traffic:
         def update() -> None:
             self.model.version = version
 
-        self.engine.publish(version, f"d{version}", mode=self.rng.choice(MODES), update=update)
+        mode = self.rng.choice(MODES)
+        if mode is PauseMode.KEEP:
+            # They go on reading keys of the old weights, which no oracle knows.
+            self.mixed |= {name for name in self.live if self.has_begun(name)}
+        self.engine.publish(version, f"d{version}", mode=mode, update=update)
+
+    def has_begun(self, name: str) -> bool:
+        return any(sequence.request.id == name for sequence in self.engine.scheduler.running)
 
     def disturb(self) -> None:
         """Something rare."""
@@ -78,7 +86,8 @@ class Traffic:
             num = len(list(stretch))
             prompt = (*sample.prompt, *sample.tokens[:done])
             expected = self.oracle.text(prompt, request_params, sample.seed, weights.version, num)
-            assert sample.tokens[done : done + num] == expected, (sample.request_id, done, weights)
+            if sample.request_id not in self.mixed:
+                assert sample.tokens[done : done + num] == expected, (sample.request_id, done, weights)
             done += num
         assert len(sample.logprobs) == len(sample.tokens) == done
         ended = bool(sample.tokens) and sample.tokens[-1] == 0
@@ -134,6 +143,7 @@ def test_no_page_is_lost_and_no_text_changes(
     assert engine.audit() == []
     engine.flush_prefixes()
     assert engine.scheduler.pool.num_free == pages
+    assert len(traffic.mixed) < len(traffic.params) / 4
     counters = engine.counters
     assert counters.num_finished == traffic.num_samples > 200
     assert counters.num_preemptions > 30

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from lockstep.core.batch import ForwardBatch
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import FinishReason, Request
 from lockstep.core.sampling import GrammarKind, GrammarSpec, SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.llm import LLM
+from lockstep.engine.pooling import Pooling
 from lockstep.models.families import build_model
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.vocabulary import CHARACTER_OF_BYTE, Kind
@@ -116,6 +119,23 @@ def test_grammars(temperature: float) -> None:
     ]
     with pytest.raises(InputError, match="regex"):
         llm.generate("a", SamplingParams(grammar=GrammarSpec(kind=GrammarKind.REGEX, text="(")))
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_embeddings(pooling: Pooling) -> None:
+    llm = make()
+    texts = ["hello", "a longer text about nothing", "w"]
+    vectors = llm.embed(texts, pooling)
+    assert vectors.shape == (3, 64)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    for text, vector in zip(texts, vectors, strict=True):
+        assert torch.equal(llm.embed(text, pooling)[0], vector)
+        ids = torch.tensor(llm.encode(text))
+        states = llm.engine.model(ForwardBatch.packed([ids]), None)
+        expected = {"mean": states.mean(0), "last": states[-1], "cls": states[0]}[pooling.value]
+        torch.testing.assert_close(llm.embed(text, pooling, normalise=False)[0], expected)
+    with pytest.raises(InputError, match="1 to 256"):
+        llm.embed([[1] * 257])
 
 
 def test_mistakes() -> None:
