@@ -123,6 +123,7 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
       for (int p = 0; p < STEPS; p++, w += 4 * INT_PANEL) {
         __builtin_prefetch(w + PREFETCH_AHEAD);
         __builtin_prefetch(w + PREFETCH_AHEAD + 64);
+        if (MR <= 2) asm volatile("" ::: "memory");  // keeps the prefetches apart, which the compiler would gather
         vi row[NV];
 #pragma GCC unroll 8
         for (int j = 0; j < NV; j++) row[j] = load_bytes(w + j * VLEN * 4);
@@ -170,6 +171,7 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
         }
       }
     }
+    for (i64 at = 0; at < a.unit_bytes - a.code_bytes; at += 64) __builtin_prefetch(w + at + PREFETCH_AHEAD);
     w += a.unit_bytes - a.code_bytes;
   }
 #pragma GCC unroll 8
@@ -218,74 +220,7 @@ void spell_out(const LsPackedSpec& spec, const uint8_t* from, i64 num_groups, i6
   }
 }
 
-// One block of ROW_BLOCK inputs: integers, scale, and the sums of its two halves. The largest magnitude is found on the
-// bits, where a NaN is above infinity and infinity above every number.
-ALWAYS_INLINE float quantise_block(const float* x, int8_t* codes, int32_t sums[2]) {
-  constexpr int PARTS = (int)ROW_BLOCK / VLEN;
-  vf part[PARTS];
-  vi largest = {};
-  for (int j = 0; j < PARTS; j++) {
-    part[j] = load(x + j * VLEN);
-    const vi size = as_int(part[j]) & 0x7fffffff;
-    largest = as_int(select(size > largest, as_float(size), as_float(largest)));
-  }
-  int32_t bits = 0;
-#if VLEN == 16
-  bits = _mm512_reduce_max_epi32((__m512i)largest);
-#else
-  for (int l = 0; l < VLEN; l++) bits = largest[l] > bits ? largest[l] : bits;
-#endif
-  float size;
-  memcpy(&size, &bits, 4);
-  sums[0] = sums[1] = 0;
-  if (bits >= 0x7f800000 || size < 1e-36f) {
-    memset(codes, 0, ROW_BLOCK);
-    return bits >= 0x7f800000 ? NAN : 0.0f;
-  }
-  const float inverse = 127.0f / size;
-  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
-  for (int j = 0; j < PARTS; j++) {
-    const vi rounded = as_int(part[j] * splat(inverse) + magic) - as_int(magic);
-    int32_t& sum = sums[j * VLEN * 2 / (int)ROW_BLOCK];
-#if VLEN == 16
-    _mm_storeu_si128((__m128i*)(codes + j * VLEN), _mm512_cvtepi32_epi8((__m512i)rounded));
-    sum += _mm512_reduce_add_epi32((__m512i)rounded);
-#else
-    for (int l = 0; l < VLEN; l++) {
-      codes[j * VLEN + l] = (int8_t)rounded[l];
-      sum += rounded[l];
-    }
-#endif
-  }
-  return size / 127.0f;
-}
-
 }  // namespace
-
-IntRows prepare_int_rows(const LsPackedSpec& spec, const float* x, i64 num_rows) {
-  const i64 num_inputs = spec.num_inputs, num_blocks = num_inputs / ROW_BLOCK, halves = spec.group == 16 ? 2 : 1;
-  const i64 num = num_rows * num_blocks;
-  uint8_t* memory = (uint8_t*)scratch(SCRATCH_PACKED_ROWS, num * (ROW_BLOCK + 4 + 8 * halves));
-  IntRows rows;
-  rows.codes = (int8_t*)memory;
-  rows.scale = (float*)(memory + num * ROW_BLOCK);
-  rows.start = (int32_t*)(rows.scale + num);
-  rows.moment = (float*)(rows.start + num * halves);
-  const i64 blocks_per_task = 2048;
-  parallel_for((num + blocks_per_task - 1) / blocks_per_task, [&](i64 task) {
-    const i64 end = (task + 1) * blocks_per_task < num ? (task + 1) * blocks_per_task : num;
-    for (i64 b = task * blocks_per_task; b < end; b++) {
-      int32_t sums[2];
-      rows.scale[b] = quantise_block(x + b * ROW_BLOCK, rows.codes + b * ROW_BLOCK, sums);
-      if (halves == 1) sums[0] += sums[1];
-      for (i64 h = 0; h < halves; h++) {
-        rows.start[b * halves + h] = -(int32_t)spec.offset * sums[h];
-        rows.moment[b * halves + h] = rows.scale[b] * (float)sums[h];
-      }
-    }
-  });
-  return rows;
-}
 
 void run_int_panels(const PanelJob& job, const IntRows& rows) {
   const LsPackedSpec& spec = *job.spec;

@@ -22,7 +22,8 @@ def names_language_model(argument: str) -> bool:
     if not path.is_dir():
         # NAME=PATH is a policy; a folder that does not exist is told by whoever looks for it.
         parts = argument.split("/")
-        return len(parts) == 2 and all(parts) and "=" not in argument and not parts[0].startswith((".", "~"))
+        is_id = len(parts) == 2 and all(parts) and "=" not in argument and not parts[0].startswith((".", "~"))
+        return is_id and not Path(parts[0]).exists()
     config = path / "config.json"
     if not config.is_file():
         return any(path.glob("*.gguf"))

@@ -106,6 +106,11 @@ def read_choice(fields: Fields, *, flat: bool = False) -> ToolChoice:
     return ToolChoice(mode="required", name=inner.needed_text("name"))
 
 
+def forced_names(choice: ToolChoice, names: dict[str, str]) -> dict[str, str]:
+    """A dialect's names of the engine's parts; where a call is forced, the schema at fault is a tool's."""
+    return {**names, "json_schema": "tools"} if choice.is_forced else names
+
+
 def template_extra(fields: Fields) -> dict[str, Any]:
     """Variables for the chat template."""
     section = fields.section("chat_template_kwargs")

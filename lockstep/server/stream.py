@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -41,6 +42,8 @@ class Exchange(ABC):
 
     job: Job
     is_stream: bool
+    names: Mapping[str, str] = MappingProxyType({})
+    """What the engine calls a part of the request -> what this dialect calls it, where they differ."""
 
     @abstractmethod
     def whole(self, choices: list[Choice]) -> Any:
@@ -86,6 +89,7 @@ class Answer(Response):
         self._envelope = envelope
         self._frame = frame
         self._started = False
+        self._names: Mapping[str, str] = {}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         try:
@@ -93,7 +97,10 @@ class Answer(Response):
         except Disconnected:
             self._service.metrics.num_disconnected += 1
         except Exception as error:
-            reply = self._envelope(as_refusal(error))
+            refusal = as_refusal(error)
+            if isinstance(refusal, InputError) and refusal.field in self._names:
+                refusal = InputError(str(refusal), field=self._names[refusal.field])
+            reply = self._envelope(refusal)
             if not self._started:
                 await send_reply(send, reply)
                 return
@@ -110,6 +117,7 @@ class Answer(Response):
 
         # Tokenising a long text takes longer than other clients' streams should stand still.
         exchange = await asyncio.to_thread(read) if len(self._bytes) > LARGE_BODY else read()
+        self._names = exchange.names
         if not exchange.is_stream:
             await send_reply(send, json_reply(exchange.whole(await collect(service, exchange.job))))
             return

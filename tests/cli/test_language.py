@@ -39,7 +39,7 @@ def test_what_a_word_names(folder: Path, tmp_path: Path) -> None:
     assert names_language_model(str(folder))
     assert names_language_model("org/model")
     assert not names_language_model(str(tmp_path))
-    assert not any(map(names_language_model, ("--port", "8000", "a=runs/b", "./run", "runs")))
+    assert not any(map(names_language_model, ("--port", "8000", "a=runs/b", "./run", "runs", "lockstep/none")))
 
 
 def test_generate_prints_what_the_engine_says(

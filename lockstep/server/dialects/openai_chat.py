@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lockstep.core.request import FinishReason
-from lockstep.server.conversation import prompted, read_choice, read_tools, template_extra
+from lockstep.server.conversation import forced_names, prompted, read_choice, read_tools, template_extra
 from lockstep.server.dialects.openai_envelope import usage
 from lockstep.server.fields import Fields
 from lockstep.server.generation import Choice, Job, Piece
@@ -27,6 +27,8 @@ class ChatCompletion(Exchange):
     def __init__(self, service: LanguageService, body: dict[str, Any]) -> None:
         fields = Fields(body)
         service.check_name(fields.text("model"))
+        choice = read_choice(fields)
+        self.names = forced_names(choice, {"prompt": "messages"})
         self._tokenizer = service.tokenizer
         self._wants_logprobs = fields.flag("logprobs")
         num_alternatives = fields.integer("top_logprobs", 0, low=0, high=MAX_ALTERNATIVES) or 0
@@ -44,7 +46,7 @@ class ChatCompletion(Exchange):
             fields,
             messages,
             read_tools(fields),
-            read_choice(fields),
+            choice,
             response_format(fields) or guided(fields),
             extra=template_extra(fields),
         )

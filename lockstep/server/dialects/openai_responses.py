@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lockstep.core.request import FinishReason
-from lockstep.server.conversation import prompted, read_choice, read_tools
+from lockstep.server.conversation import forced_names, prompted, read_choice, read_tools
 from lockstep.server.dialects.response_input import read_input
 from lockstep.server.fields import Fields
 from lockstep.server.generation import Choice, Job, Piece
@@ -37,6 +37,9 @@ class ResponseExchange(Exchange):
             if fields.values.get(name) not in (None, False, 0):
                 raise fields.refused(name, reason)
         choice, tools = read_choice(fields, flat=True), read_tools(fields, flat=True)
+        self.names = forced_names(
+            choice, {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": "text.format"}
+        )
         form = fields.section("text")
         effort = fields.section("reasoning")
         ready = prompted(

@@ -194,16 +194,24 @@ def test_drain_ends_what_runs_and_refuses_what_comes(folder: Path) -> None:
 
 def test_drain_has_a_deadline(folder: Path) -> None:
     with live(folder, drain_s=0.0) as server:
-        found: list[httpx.Response] = []
-        running = threading.Thread(
-            target=lambda: found.append(httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=30))
-        )
-        running.start()
-        while server.service.metrics.num_active == 0:
+        found: dict[bool, httpx.Response] = {}
+
+        def ask(stream: bool) -> None:
+            found[stream] = httpx.post(f"{server.url}/v1/completions", json=LONG | {"stream": stream}, timeout=30)
+
+        running = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+        for thread in running:
+            thread.start()
+        while server.service.metrics.num_active < 2 or sum(server.service.metrics.first_token.counts) < 2:
             time.sleep(0.002)
         asyncio.run_coroutine_threadsafe(server.service.drain(), server.loop).result(20)
-        running.join(20)
-        assert found[0].status_code == 503
+        for thread in running:
+            thread.join(20)
+        assert found[False].status_code == 503
+        # A stream's status is out already: its last event tells.
+        *_, last, done = [line for line in found[True].text.splitlines() if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "overloaded_error"
+        assert done == "data: [DONE]"
 
 
 JSON = st.recursive(

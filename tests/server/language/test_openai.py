@@ -289,6 +289,27 @@ def test_the_clients_errors(client: Any) -> None:
         client.chat.completions.create(model="tiny", messages=USER, tool_choice="required")
     with pytest.raises(openai.BadRequestError, match="messages"):
         client.chat.completions.create(model="tiny", messages=[])
+    for wishes, param in (
+        ({"messages": [{"role": "user", "content": "a" * 2000}]}, "messages"),
+        (
+            {
+                "messages": USER,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}},
+            },
+            "response_format",
+        ),
+        (
+            {
+                "messages": USER,
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 1}}}],
+            },
+            "tools",
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="tiny", **wishes)
+        assert caught.value.param == param
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     with pytest.raises(openai.BadRequestError, match="text parts"):
         client.chat.completions.create(model="tiny", messages=image)
