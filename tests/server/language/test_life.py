@@ -285,3 +285,73 @@ def test_no_body_makes_a_server_error(http: httpx.Client, route: str, changes: d
     assert reply.status_code in (200, 400, 404), (content, reply.text)
     if reply.status_code == 400:
         assert reply.json()["error"]["message"]
+
+
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+CHAT_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RICH: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": "b"},
+        ],
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "response_format": {"type": "text"},
+        "stream_options": {"include_usage": True},
+        "chat_template_kwargs": {"enable_thinking": True},
+        "logit_bias": {"5": 1.0},
+        "max_tokens": 2,
+    },
+    "/v1/responses": {
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "b"},
+        ],
+        "tools": [{"type": "function", **FUNCTION}],
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "integer"}}},
+        "reasoning": {"effort": "low"},
+        "max_output_tokens": 2,
+    },
+    "/v1/messages": {
+        "system": [{"type": "text", "text": "a"}],
+        "messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "b"}]}],
+            },
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "auto"},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "max_tokens": 2,
+    },
+}
+
+
+def _changed(data: st.DataObject, value: Any) -> Any:
+    """A copy with one part, at any depth, replaced or taken away."""
+    if not isinstance(value, dict | list) or not value or data.draw(st.integers(0, 3)) == 0:
+        return data.draw(JSON)
+    if isinstance(value, list):
+        place = data.draw(st.integers(0, len(value) - 1))
+        return [_changed(data, item) if index == place else item for index, item in enumerate(value)]
+    name = data.draw(st.sampled_from(sorted(value)))
+    if data.draw(st.integers(0, 5)) == 0:
+        return {key: item for key, item in value.items() if key != name}
+    return value | {name: _changed(data, value[name])}
+
+
+@pytest.mark.parametrize("route", sorted(RICH))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), stream=st.booleans())
+def test_no_change_of_a_rich_body_makes_a_server_error(http: httpx.Client, route: str, data: Any, stream: bool) -> None:
+    body = _changed(data, RICH[route])
+    content = json.dumps(body | {"stream": stream} if isinstance(body, dict) else body)
+    reply = http.post(route, content=content)
+    assert reply.status_code in (200, 400, 404), (content, reply.text)
+    assert "server_error" not in reply.text, (content, reply.text)
+    assert "api_error" not in reply.text, (content, reply.text)
