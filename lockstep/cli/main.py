@@ -12,7 +12,9 @@ VERBS = {
     "train": ("lockstep.cli.train", "train a policy by a recipe, or resume a run"),
     "eval": ("lockstep.cli.evaluate", "evaluate a run or policy folder with a confidence interval"),
     "play": ("lockstep.cli.play", "record episodes as mp4 or gif"),
-    "serve": ("lockstep.cli.serve", "serve policies over HTTP (Open Inference Protocol and /v1/policies)"),
+    "serve": ("lockstep.cli.serve", "serve a language model (OpenAI, Anthropic) or policies (Open Inference Protocol)"),
+    "chat": ("lockstep.cli.chat", "talk to a language model in the terminal"),
+    "generate": ("lockstep.cli.generate", "go on from prompts with a language model"),
     "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
     "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
     "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),
@@ -53,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: lockstep COMMAND ...", "", "Train reinforcement-learning policies and serve them.", ""]
+    lines = [
+        "usage: lockstep COMMAND ...",
+        "",
+        "Train reinforcement-learning policies and language models, and serve them.",
+        "",
+    ]
     lines += [f"  {verb:<11} {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join([*lines, "", "lockstep COMMAND --help tells more."])
 

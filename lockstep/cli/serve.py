@@ -1,4 +1,4 @@
-"""`lockstep serve`: policies over HTTP."""
+"""`lockstep serve`: policies over HTTP; a language model if that is what the path holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from lockstep.cli.model_words import names_language_model
 from lockstep.core.errors import ConfigError
 from lockstep.core.extras import require
 from lockstep.server.config import ServeConfig
@@ -16,7 +17,11 @@ from lockstep.server.config import ServeConfig
 
 @dataclass(frozen=True)
 class ServeArgs:
-    """Serve policies over the Open Inference Protocol (KServe v2) and POST /v1/policies/NAME/act."""
+    """Serve policies over the Open Inference Protocol (KServe v2) and POST /v1/policies/NAME/act.
+
+    `lockstep serve MODEL`, with a GGUF file, a Hugging Face folder or a hub id, serves a language model: its options are
+    told by `lockstep serve MODEL --help`.
+    """
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run directories or policy folders, each PATH or NAME=PATH."""
@@ -28,9 +33,13 @@ class ServeArgs:
 
 
 def main(args: Sequence[str]) -> int:
-    wish = tyro.cli(ServeArgs, args=list(args), prog="lockstep serve")
     for module in ("fastapi", "uvicorn"):
         require(module, extra="serve")
+    if any(names_language_model(argument) for argument in args):
+        from lockstep.cli.serve_language import main as serve_language
+
+        return serve_language(args)
+    wish = tyro.cli(ServeArgs, args=list(args), prog="lockstep serve")
     from lockstep.server.run import serve
 
     serve(wish.policies, wish.server, key=read_key(wish))
@@ -38,19 +47,24 @@ def main(args: Sequence[str]) -> int:
 
 
 def read_key(wish: ServeArgs) -> str:
-    """The API key, empty for none.
+    """The API key, empty for none."""
+    return key_of(wish.api_key, wish.api_key_file)
+
+
+def key_of(key: str, file: Path | None) -> str:
+    """The API key of two options, empty for none.
 
     Raises:
         ConfigError: given twice, or the file is missing or empty.
     """
-    if wish.api_key_file is None:
-        return wish.api_key
-    if wish.api_key:
+    if file is None:
+        return key
+    if key:
         raise ConfigError("give either --api-key or --api-key-file")
     try:
-        key = wish.api_key_file.read_text().strip()
+        found = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {wish.api_key_file} cannot be read: {error}") from error
-    if not key:
-        raise ConfigError(f"--api-key-file {wish.api_key_file} is empty")
-    return key
+        raise ConfigError(f"--api-key-file {file} cannot be read: {error}") from error
+    if not found:
+        raise ConfigError(f"--api-key-file {file} is empty")
+    return found

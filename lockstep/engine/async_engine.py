@@ -19,7 +19,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -112,7 +112,7 @@ class AsyncEngine:
         """
         return await self._answer(self._post(function))
 
-    async def generate(self, request: Request) -> AsyncIterator[Output]:
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """Outputs of all samples of a request as they come. Leaving early aborts it.
 
         Raises:

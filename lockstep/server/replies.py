@@ -45,16 +45,21 @@ def json_reply(document: Any, status: int = 200) -> Reply:
 
 def error_reply(error: Refusal | InputError) -> Reply:
     """Triton's envelope `{"error": ...}`, with `field` where one is to blame."""
-    status, retry = (error.status, error.retry_after_s) if isinstance(error, Refusal) else (400, None)
+    status = error.status if isinstance(error, Refusal) else 400
     document = {"error": shortened(str(error), MAX_MESSAGE)}
     if error.field:
         document["field"] = shortened(error.field, 200)
+    return Reply(status, to_json(document), error_headers(error))
+
+
+def error_headers(error: Refusal | InputError) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers of an error's reply."""
     headers: tuple[tuple[bytes, bytes], ...] = (JSON_HEADER,)
-    if retry is not None:
-        headers = (*headers, (b"retry-after", str(retry).encode()))
-    if status == 401:
+    if isinstance(error, Refusal) and error.retry_after_s is not None:
+        headers = (*headers, (b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, Refusal) and error.status == 401:
         headers = (*headers, (b"www-authenticate", b"Bearer"))
-    return Reply(status, to_json(document), headers)
+    return headers
 
 
 def shortened(text: str, limit: int = 80) -> str:

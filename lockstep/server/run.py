@@ -47,7 +47,7 @@ def serve(folders: Sequence[str], config: ServeConfig, *, key: str = "") -> None
             limit_concurrency=config.max_connections,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(config.drain_s),
-            http=_protocol(),
+            http=http_protocol(),
         )
     )
     # uvicorn raises the signal again once it has drained; these make that the orderly end of this function.
@@ -56,7 +56,7 @@ def serve(folders: Sequence[str], config: ServeConfig, *, key: str = "") -> None
     server.run()
 
 
-def _protocol() -> Any:
+def http_protocol() -> Any:
     """uvicorn's fast protocol with joined writes, or its pure Python one where httptools is missing."""
     try:
         from lockstep.server.transport import JoinedProtocol

@@ -16,6 +16,7 @@ import tyro
 
 from lockstep.cli.bench import BENCHES
 from lockstep.cli.main import VERBS
+from lockstep.cli.model_words import names_language_model
 from lockstep.cli.train import _parse
 from lockstep.core.errors import LockstepError
 from lockstep.recipes import RECIPES, recipe
@@ -78,13 +79,21 @@ def _dataclass(module: str, name: str) -> Callable[[Sequence[str]], Any]:
     return lambda args: tyro.cli(vars(importlib.import_module(module))[name], args=list(args))
 
 
+def _serve(args: Sequence[str]) -> Any:
+    is_language = any(names_language_model(argument) for argument in args)
+    module, name = ("serve_language", "ServeLanguageArgs") if is_language else ("serve", "ServeArgs")
+    return _dataclass(f"lockstep.cli.{module}", name)(args)
+
+
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "bench": _bench,
     "runs": _runs,
     "eval": _dataclass("lockstep.cli.evaluate", "EvalArgs"),
     "play": _dataclass("lockstep.cli.play", "PlayArgs"),
-    "serve": _dataclass("lockstep.cli.serve", "ServeArgs"),
+    "serve": _serve,
+    "chat": _dataclass("lockstep.cli.chat", "ChatArgs"),
+    "generate": _dataclass("lockstep.cli.generate", "GenerateArgs"),
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
     "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),
     "quickstart": lambda args: None,

@@ -1,0 +1,34 @@
+"""What a word of the command line names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lockstep.core.errors import ConfigError
+
+
+def names_language_model(argument: str) -> bool:
+    """Whether a word of the command line is a language model's file or folder, or a hub id.
+
+    >>> names_language_model("--port"), names_language_model("a/model.gguf")
+    (False, True)
+    """
+    if argument.startswith("-"):
+        return False
+    path = Path(argument)
+    if path.suffix == ".gguf":
+        return True
+    if not path.is_dir():
+        # NAME=PATH is a policy; a folder that does not exist is told by whoever looks for it.
+        parts = argument.split("/")
+        is_id = len(parts) == 2 and all(parts) and "=" not in argument and not parts[0].startswith((".", "~"))
+        return is_id and not Path(parts[0]).exists()
+    config = path / "config.json"
+    if not config.is_file():
+        return any(path.glob("*.gguf"))
+    try:
+        values = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config} cannot be read: {error}") from error
+    return isinstance(values, dict) and "model_type" in values

@@ -1,0 +1,34 @@
+"""`lockstep serve MODEL`: a language model over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lockstep.server.language_config import LanguageConfig
+
+
+@dataclass(frozen=True)
+class ServeLanguageArgs:
+    """Serve a language model: OpenAI chat, completions, responses and embeddings, Anthropic messages."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A GGUF file, a Hugging Face folder, or a hub id."""
+    server: Annotated[LanguageConfig, tyro.conf.arg(name="")] = field(default_factory=LanguageConfig)
+    api_key: str = ""
+    """Key that requests must carry (visible in the process list; prefer --api-key-file)."""
+    api_key_file: Path | None = None
+    """File that holds the key."""
+
+
+def main(args: Sequence[str]) -> int:
+    wish = tyro.cli(ServeLanguageArgs, args=list(args), prog="lockstep serve")
+    from lockstep.cli.serve import key_of
+    from lockstep.server.language_run import serve_language
+
+    serve_language(wish.model, wish.server, key=key_of(wish.api_key, wish.api_key_file))
+    return 0

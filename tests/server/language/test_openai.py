@@ -1,0 +1,374 @@
+"""OpenAI's own client, which validates every object it is handed, against a live server."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from lockstep.core.sampling import SamplingParams
+from lockstep.engine.llm import LLM
+from tests.server.language.tiny import LiveServer
+
+openai = pytest.importorskip("openai")
+
+USER = [{"role": "user", "content": "hello the world"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "the weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}, "hot": {"type": "boolean"}},
+            "required": ["days", "hot"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALL = '<tool_call>{"name": "weather", "arguments": {"days": 3, "hot": true}}</tool_call>'
+CALL_REGEX = r'<tool_call>\{"name": "weather", "arguments": \{"days": 3, "hot": true\}\}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def client(server: LiveServer) -> Iterator[Any]:
+    with openai.OpenAI(
+        base_url=server.url + "/v1", api_key="none", _strict_response_validation=True, max_retries=0
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lenient(server: LiveServer) -> Iterator[Any]:
+    """For the two replies that the client's own types do not know: a streamed completion's chunks, whose finish_reason
+    is null until the last, and embeddings in base64, which it decodes after validation."""
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def llm(server: LiveServer) -> LLM:
+    return LLM(server.folder, memory_bytes=1 << 24)
+
+
+def test_models(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "lockstep"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_text_is_that_of_offline_generation(client: Any, lenient: Any, llm: LLM, temperature: float) -> None:
+    params = SamplingParams(max_tokens=24, temperature=temperature, seed=5, n=2)
+    expected = [sample.text for sample in llm.generate("hello", params)[0]]
+    wishes: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": "hello",
+        "max_tokens": 24,
+        "temperature": temperature,
+        "seed": 5,
+    }
+    reply = client.completions.create(**wishes, n=2)
+    assert [choice.text for choice in reply.choices] == expected
+    texts = ["", ""]
+    for chunk in lenient.completions.create(**wishes, n=2, stream=True):
+        for choice in chunk.choices:
+            assert "\ufffd" not in choice.text or "\ufffd" in expected[choice.index]
+            texts[choice.index] += choice.text
+    assert texts == expected
+
+
+def test_chat_streams_what_it_says_whole(client: Any, llm: LLM) -> None:
+    wishes: dict[str, Any] = {"model": "tiny", "messages": USER, "max_tokens": 30, "seed": 1, "temperature": 0.8}
+    reply = client.chat.completions.create(**wishes)
+    prompt = "<|im_start|>user\nhello the world<|im_end|>\n<|im_start|>assistant\n"
+    sample = llm.generate(prompt, SamplingParams(max_tokens=30, seed=1, temperature=0.8))[0][0]
+    assert reply.choices[0].message.content == sample.text
+    assert reply.usage.prompt_tokens == len(sample.prompt)
+    assert reply.usage.completion_tokens == len(sample.tokens)
+    text, reasons, counts = "", [], []
+    for chunk in client.chat.completions.create(**wishes, stream=True, stream_options={"include_usage": True}):
+        if chunk.usage is not None:
+            counts.append(chunk.usage)
+            assert chunk.choices == []
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    assert text == sample.text
+    assert reasons == [reply.choices[0].finish_reason]
+    assert [count.completion_tokens for count in counts] == [len(sample.tokens)]
+    # The prompt was there before: whole pages of it come from the cache.
+    assert counts[0].prompt_tokens_details.cached_tokens == (len(sample.prompt) - 1) // 16 * 16 > 0
+
+
+def test_logprobs_of_chat(client: Any, llm: LLM) -> None:
+    wishes: dict[str, Any] = {"model": "tiny", "messages": USER, "max_tokens": 8, "temperature": 0, "top_logprobs": 3}
+    reply = client.chat.completions.create(**wishes, logprobs=True)
+    entries = reply.choices[0].logprobs.content
+    assert len(entries) == reply.usage.completion_tokens
+    for entry in entries:
+        assert [entry.top_logprobs[0].token, entry.top_logprobs[0].logprob] == [entry.token, entry.logprob]
+        assert len(entry.top_logprobs) == 3
+    streamed = [
+        entry
+        for chunk in client.chat.completions.create(**wishes, logprobs=True, stream=True)
+        for choice in chunk.choices
+        if choice.logprobs is not None
+        for entry in choice.logprobs.content
+    ]
+    assert streamed == entries
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}, "auto"])
+def test_tools(client: Any, choice: Any, stream: bool) -> None:
+    # A random model calls nothing by itself: a grammar lets it write what a trained one would.
+    extra = {"guided_regex": CALL_REGEX} if choice == "auto" else {}
+    wishes: dict[str, Any] = {
+        "model": "tiny", "messages": USER, "tools": [WEATHER], "tool_choice": choice, "extra_body": extra, "seed": 3,
+    }  # fmt: skip
+    if not stream:
+        reply = client.chat.completions.create(**wishes).choices[0]
+        assert reply.finish_reason == "tool_calls"
+        assert reply.message.content is None
+        (call,) = reply.message.tool_calls
+        name, arguments, call_id = call.function.name, call.function.arguments, call.id
+    else:
+        name, arguments, call_id, pieces, reason = "", "", "", 0, None
+        for chunk in client.chat.completions.create(**wishes, stream=True):
+            delta = chunk.choices[0].delta
+            assert not delta.content
+            reason = chunk.choices[0].finish_reason or reason
+            for part in delta.tool_calls or []:
+                assert part.index == 0
+                name += part.function.name or ""
+                call_id += part.id or ""
+                arguments += part.function.arguments or ""
+                pieces += bool(part.function.arguments)
+        assert reason == "tool_calls"
+        assert pieces >= 3
+    assert name == "weather"
+    assert call_id.startswith("call_")
+    values = json.loads(arguments)
+    assert set(values) == {"days", "hot"}
+    assert 1 <= values["days"] <= 9
+
+
+def test_a_conversation_with_tool_results_goes_on(client: Any) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"days": 3, "hot": true}'}}
+    messages = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ]
+    reply = client.chat.completions.create(
+        model="tiny", messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=4
+    )
+    assert reply.usage.completion_tokens == 4
+    assert not reply.choices[0].message.tool_calls
+
+
+def test_reasoning_is_told_apart(client: Any) -> None:
+    wishes: dict[str, Any] = {"model": "tiny", "messages": USER, "max_tokens": 20, "seed": 2}
+    extra = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = client.chat.completions.create(**wishes, extra_body=extra).choices[0].message
+    assert message.reasoning_content
+    assert message.content == ""
+    pieces = [
+        chunk.choices[0].delta.model_extra.get("reasoning_content", "")
+        for chunk in client.chat.completions.create(**wishes, extra_body=extra, stream=True)
+    ]
+    assert "".join(pieces) == message.reasoning_content
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "strict": True, "schema": WEATHER["function"]["parameters"]},
+        },  # type: ignore[index]
+        {"type": "json_object", "schema": WEATHER["function"]["parameters"]},  # type: ignore[index]
+    ],
+)
+def test_response_format(client: Any, form: Any) -> None:
+    reply = client.chat.completions.create(model="tiny", messages=USER, response_format=form, seed=1)
+    assert set(json.loads(reply.choices[0].message.content)) == {"days", "hot"}
+    assert reply.choices[0].finish_reason == "stop"
+
+
+def test_guided_fields(client: Any) -> None:
+    for extra, allowed in (
+        ({"guided_choice": ["yes", "no"]}, ["yes", "no"]),
+        ({"structured_outputs": {"regex": "a{3}"}}, ["aaa"]),
+        ({"guided_json": {"const": 7}}, ["7"]),
+    ):
+        reply = client.completions.create(model="tiny", prompt="hello", extra_body=extra)
+        assert reply.choices[0].text in allowed
+
+
+def test_completions_of_several_prompts_with_scores(client: Any, http: httpx.Client, llm: LLM) -> None:
+    ids = [list(llm.encode(text)) for text in ("hello the world", "hello")]
+    body = {"model": "tiny", "prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    reply = http.post("/v1/completions", json=body).json()
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1]
+    for choice, prompt in zip(reply["choices"], ids, strict=True):
+        sample = llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, num_logprobs=1))[
+            0
+        ][0]
+        logprobs = choice["logprobs"]
+        assert logprobs["token_logprobs"][0] is None
+        assert np.array_equal(logprobs["token_logprobs"][1:], sample.prompt_logprobs[1:] + sample.logprobs)
+        assert "".join(logprobs["tokens"][: len(prompt)]) == llm.tokenizer.decode(prompt, skip_special=False)  # type: ignore[union-attr]
+        last = logprobs["top_logprobs"][-1]
+        assert max(last.values()) == logprobs["token_logprobs"][-1]
+        assert logprobs["text_offset"][1] == len(logprobs["tokens"][0])
+    nothing = http.post("/v1/completions", json=body | {"max_tokens": 0, "prompt": ids[0]}).json()
+    assert nothing["choices"][0]["text"] == "hello the world"
+    assert nothing["usage"]["completion_tokens"] == 0
+    assert nothing["choices"][0]["logprobs"]["tokens"] == reply["choices"][0]["logprobs"]["tokens"][:-1]
+
+
+def test_stop_strings_bias_and_bounds(client: Any) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "prompt": "hello", "temperature": 0}
+    reply = client.completions.create(**ask, logit_bias={"120": 100}, stop=["xxx"], max_tokens=9)
+    assert (reply.choices[0].text, reply.choices[0].finish_reason, reply.usage.completion_tokens) != ("", "stop", 9)
+    letter = client.completions.create(**ask, logit_bias={"120": 100}, max_tokens=3).choices[0].text
+    stopped = client.completions.create(**ask, logit_bias={"120": 100}, max_tokens=9, stop=letter[:2])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+    kept = {"include_stop_str_in_output": True, "min_tokens": 1, "top_k": -1, "ignore_eos": True}
+    assert (
+        client.completions.create(**ask, logit_bias={"120": 100}, stop=letter[:2], extra_body=kept).choices[0].text
+        == letter[:2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "status"),
+    [
+        ({"prompt": "a", "temperature": "hot"}, "temperature", 400),
+        ({"prompt": "a", "temperature": -1}, "temperature", 400),
+        ({"prompt": "a", "max_tokens": True}, "max_tokens", 400),
+        ({"prompt": "a", "max_tokens": 5000}, "max_tokens", 400),
+        ({"prompt": []}, "prompt", 400),
+        ({"prompt": [[1], "a", {}]}, "prompt", 400),
+        ({"prompt": [100000]}, "prompt", 400),
+        ({"prompt": "a", "suffix": "b"}, "suffix", 400),
+        ({"prompt": "a", "best_of": 3}, "best_of", 400),
+        ({"prompt": "a", "n": 0}, "n", 400),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", 400),
+        ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", 400),
+        ({"prompt": "a", "stop": [1]}, "stop", 400),
+        ({"prompt": "a", "top_p": 0}, "top_p", 400),
+        ({"prompt": "a", "stream": "yes"}, "stream", 400),
+        ({"prompt": "a", "stream": True, "max_tokens": 5000}, "max_tokens", 400),
+        ({"prompt": "a", "guided_regex": "("}, "guided_regex", 400),
+        ({"prompt": "a", "model": "other"}, "model", 404),
+        ({"prompt": "a\ud800"}, "text", 400),
+    ],
+)
+def test_errors_name_the_field(http: httpx.Client, body: dict[str, Any], param: str, status: int) -> None:
+    reply = http.post("/v1/completions", content=json.dumps(body))
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert error["param"] == param or param == "text"
+    assert error["message"]
+    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+
+
+def test_the_clients_errors(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+        client.chat.completions.create(model="tiny", messages=USER, top_logprobs=3)
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(model="tiny", messages=USER, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        client.chat.completions.create(model="tiny", messages=[])
+    for wishes, param in (
+        ({"messages": [{"role": "user", "content": "a" * 2000}]}, "messages"),
+        (
+            {
+                "messages": USER,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}},
+            },
+            "response_format",
+        ),
+        (
+            {
+                "messages": USER,
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 1}}}],
+            },
+            "tools",
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="tiny", **wishes)
+        assert caught.value.param == param
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(openai.BadRequestError, match="text parts"):
+        client.chat.completions.create(model="tiny", messages=image)
+
+
+def test_embeddings(client: Any, lenient: Any, http: httpx.Client, llm: LLM) -> None:
+    texts = ["hello", "the world"]
+    expected = llm.embed(texts).numpy()
+    # Without a wish the client asks for base64 and decodes it.
+    for which, extra in ((client, {"encoding_format": "float"}), (lenient, {})):
+        reply = which.embeddings.create(model="tiny", input=texts, **extra)
+        assert np.array_equal(np.array([item.embedding for item in reply.data], np.float32), expected)
+    raw = http.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"}).json()["data"]
+    decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in raw]
+    assert np.array_equal(np.array(decoded), expected)
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="tiny", input="a", dimensions=3)
+
+
+def test_responses(client: Any) -> None:
+    wishes: dict[str, Any] = {"model": "tiny", "input": "hello the world", "max_output_tokens": 20, "temperature": 0}
+    reply = client.responses.create(**wishes, instructions="be brief")
+    assert reply.status == "incomplete" or reply.output_text is not None
+    chat = client.chat.completions.create(
+        model="tiny", max_tokens=20, temperature=0,
+        messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello the world"}],
+    )  # fmt: skip
+    assert reply.output_text == chat.choices[0].message.content
+    events = list(client.responses.create(**wishes, instructions="be brief", stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events if "delta" not in event.type] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        f"response.{reply.status}",
+    ]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == reply.output_text
+    assert events[-1].response.output_text == reply.output_text
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        client.responses.create(**wishes, previous_response_id="resp_1")
+
+
+def test_responses_call_functions(client: Any) -> None:
+    tool = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
+    wishes: dict[str, Any] = {
+        "model": "tiny",
+        "input": USER,
+        "tools": [tool],
+        "tool_choice": "required",
+        "temperature": 0,
+    }
+    (call,) = client.responses.create(**wishes).output
+    assert (call.type, call.name) == ("function_call", "weather")
+    with client.responses.stream(**wishes) as stream:
+        (streamed,) = stream.get_final_response().output
+    assert streamed.arguments == call.arguments
+    back = [*USER, call.model_dump(), {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    assert client.responses.create(model="tiny", input=back, max_output_tokens=3).usage.output_tokens == 3
