@@ -46,13 +46,14 @@ SCORES: dict[str, Published | None] = {
     "ppo-pendulum": Published(-172.225, 104.159, "100k", RL_ZOO),
     "ppo-lunarlander-zoo": Published(242.119, 31.823, "1M", RL_ZOO + ", LunarLander-v2"),
     "ppo-halfcheetah-zoo": Published(5819.099, 663.530, "1M", RL_ZOO + ", HalfCheetah-v3"),
-    "ppo-hopper-zoo": Published(2410.435, 10.026, "1M", RL_ZOO + ", Hopper-v3"),
+    "ppo-hopper": Published(2410.435, 10.026, "1M", RL_ZOO + ", Hopper-v3, with its own settings"),
     "sac-pendulum": Published(-156.995, 88.714, "20k", "RL-Zoo benchmark.md, SAC, one seed"),
     "sac-pendulum-bf16": Published(-156.995, 88.714, "20k", "RL-Zoo benchmark.md, SAC, one seed"),
     "ppo-minatar-breakout": None,
 }
 # Scored when asked for by name.
 MORE_SCORES: dict[str, Published | None] = {
+    "ppo-hopper-zoo": Published(2410.435, 10.026, "1M", RL_ZOO + ", Hopper-v3"),
     "a2c-cartpole": Published(500.0, 0.0, "500k", "RL-Zoo benchmark.md, A2C, one seed"),
     "a2c-pendulum": Published(-162.965, 103.210, "1M", "RL-Zoo benchmark.md, A2C, one seed"),
     "dqn-cartpole": Published(500.0, 0.0, "50k", "RL-Zoo benchmark.md, DQN, one seed"),
