@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import signal
@@ -114,7 +115,9 @@ def test_serve_is_a_process_that_drains(folder: Path, tmp_path: Path) -> None:
             next(lines)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
-            assert httpx.post(url + "/v1/completions", json=body).status_code == 503
+            # A machine fast enough has drained and closed by now; `tests/server/language/test_life.py` holds the 503 itself.
+            with contextlib.suppress(httpx.ConnectError):
+                assert httpx.post(url + "/v1/completions", json=body).status_code == 503
             assert list(lines)[-2] == "data: [DONE]"
         process.wait(30)
         assert process.returncode == 0, log.read_text()
