@@ -6,9 +6,12 @@
   run.json        status, process, start and stop times, wall seconds, number of resumes
   metrics.jsonl   {"step", "wall_s", metric: value...}
   eval.jsonl      {"step", "returns": [one an episode], "mean", ...}
+  samples.jsonl   of language models: {"step", "prompt", "text", "reward", ...}, for people to read
   tensorboard/    the same metrics as event files
   checkpoints/    training states
   policy/         the finished policy
+  model/          the finished language model, as a Hugging Face folder
+  passport.json   config, versions, seeds, digests and scores of a finished language model, in one file
   run.lock        held by the process that writes
 """
 
@@ -19,7 +22,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -36,6 +39,7 @@ from lockstep.runs.versions import describe_versions
 
 CONFIG, VERSIONS, RUN = "config.json", "versions.json", "run.json"
 METRICS, EVAL, LOCK = "metrics.jsonl", "eval.jsonl", "run.lock"
+SAMPLES, PASSPORT = "samples.jsonl", "passport.json"
 
 
 class RunState(StrEnum):
@@ -139,6 +143,14 @@ class RunDirectory:
         return self.path / "policy"
 
     @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / SAMPLES
+
+    @property
     def tensorboard_path(self) -> Path:
         return self.path / "tensorboard"
 
@@ -157,6 +169,7 @@ class RunDirectory:
         """
         truncate_after(self.metrics_path, step)
         truncate_after(self.eval_path, step)
+        truncate_after(self.samples_path, step)
         self._resume_step = step
 
     def sink(self, *, tensorboard: bool = True, wandb_project: str = "") -> MetricSink:
@@ -182,6 +195,17 @@ class RunDirectory:
         trim_partial_line(self.eval_path)
         with self.eval_path.open("a") as file:
             file.write(json_line({"step": int(step), "mean": mean, "returns": values, **extra}))
+
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append plain values to samples.jsonl, a line each."""
+        trim_partial_line(self.samples_path)
+        with self.samples_path.open("a") as file:
+            file.writelines(json_line({"step": int(step), **sample}) for sample in samples)
+
+    def write_passport(self, facts: Mapping[str, Any]) -> None:
+        """All that identifies the run in one file: its config and versions, and these facts."""
+        config, versions = (json.loads((self.path / name).read_text()) for name in (CONFIG, VERSIONS))
+        _write_json(self.path / PASSPORT, {**config, "versions": versions, **facts})
 
     def finish(self, status: RunState = RunState.FINISHED, error: str = "") -> None:
         """Write how the run ended and give the lock back. A second call does nothing."""

@@ -1,0 +1,1 @@
+"""Learning of language models: batch in, weights out. Knows no engine and no environment; `rl` joins them."""

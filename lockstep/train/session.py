@@ -1,0 +1,313 @@
+"""What surrounds a loop that trains a language model: progress, metrics, evaluations, samples, checkpoints, the stop.
+
+A loop reads
+
+    session.begin(parts)                      # restores every part when the run is resumed
+    while session.running:
+        ... collect, learn ...
+        session.advance(metrics)              # one update is done
+        if session.evaluation_due:
+            session.record(scores)
+        session.checkpoint()                  # if one is due; raises when somebody asked the run to stop
+    return session.finish(write_model)
+
+and stays a loop; the session never calls back into it. What a line of the loop logs at step s is on disk before the
+checkpoint of step s, so a resumed run first forgets what is beyond its checkpoint and then repeats it exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from lockstep.checkpoint.store import Checkpointer
+from lockstep.core.errors import ConfigError, DivergedError, StoppedError
+from lockstep.runs.directory import RunDirectory
+from lockstep.runs.sink import MetricSink
+
+ProgressHook = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Stateful(Protocol):
+    """A part of training state that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, data: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatesConfig:
+    """How many updates a run makes and what it leaves behind."""
+
+    total_steps: int = 100
+    """Updates: batches that were collected and learned from."""
+    seed: int = 1
+    """Seeds weights, data order and sampling noise."""
+    threads: int = 0
+    """Threads of the kernels (0: one a processor)."""
+    log_every: int = 1
+    """Updates between two metric lines."""
+    eval_every: int = 0
+    """Updates between two evaluations (0: only at the start and the end)."""
+    checkpoint_every: int = 0
+    """Updates between two checkpoints (0: total_steps / 10)."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep; the best by evaluation is kept besides."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    wandb_project: str = ""
+    """Weights & Biases project to log to (empty: none; needs the wandb extra)."""
+
+
+@dataclass
+class Result:
+    """What a finished run yields."""
+
+    steps: int
+    train_seconds: float
+    first: Scores | None = None
+    """The evaluation before the first update."""
+    last: Scores | None = None
+    """The evaluation after the last."""
+    model_path: Path | None = None
+    """Folder with weights and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of an evaluation, one a problem.
+
+    >>> low, high = Scores((1.0, 0.0, 1.0, 1.0)).interval
+    >>> Scores((1.0, 0.0, 1.0, 1.0)).mean, round(low, 2), round(high, 2)
+    (0.75, 0.3, 0.95)
+    """
+
+    values: tuple[float, ...]
+    step: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers of the evaluation."""
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.values) / len(self.values) if self.values else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the mean over problems: Wilson's (1927) for right-or-wrong scores, else the normal one."""
+        num, mean, z = len(self.values), self.mean, 1.959964
+        if num == 0:
+            return math.nan, math.nan
+        if all(value in (0.0, 1.0) for value in self.values):
+            centre = (mean + z * z / (2 * num)) / (1 + z * z / num)
+            half = z * math.sqrt(mean * (1 - mean) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+            return centre - half, centre + half
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / max(num - 1, 1))
+        half = z * deviation / math.sqrt(num)
+        return mean - half, mean + half
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.mean:.3f} (95% interval {low:.3f} to {high:.3f}, {len(self.values)} problems)"
+
+
+class Session:
+    """One run: see the module's docstring.
+
+    Args:
+        config: length and outputs.
+        directory: where to write; None keeps nothing on disk. The caller opens and ends it.
+        sink: takes the metrics when there is no directory.
+        on_progress: called with (step, total, metrics) at every metric line.
+        resume: restore the newest checkpoint of `directory` in `begin`.
+    """
+
+    def __init__(
+        self,
+        config: UpdatesConfig,
+        *,
+        directory: RunDirectory | None = None,
+        sink: MetricSink | None = None,
+        on_progress: ProgressHook | None = None,
+        resume: bool = False,
+    ) -> None:
+        if config.total_steps < 1:
+            raise ConfigError(f"total_steps={config.total_steps}; expected at least 1")
+        self.config = config
+        self.directory, self.sink, self.on_progress, self.resume = directory, sink, on_progress, resume
+        self.seed = config.seed
+        self.step = 0
+        self.stop_requested = False
+        self.first: Scores | None = None
+        self.last: Scores | None = None
+        self._parts: dict[str, Stateful] = {}
+        self._saved_step = -1
+        self._checkpoint_every = config.checkpoint_every or max(config.total_steps // 10, 1)
+        self._seconds = 0.0
+        self._clock = time.perf_counter()
+        self._checkpoints = (
+            Checkpointer(directory.checkpoints_path, keep_last=config.keep_checkpoints) if directory else None
+        )
+
+    @property
+    def running(self) -> bool:
+        return self.step < self.config.total_steps
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the updates done, 0 to 1; schedules read it."""
+        return min(self.step / self.config.total_steps, 1.0)
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds spent collecting and learning, without evaluations, checkpoints and metric lines."""
+        return self._seconds
+
+    @property
+    def evaluation_due(self) -> bool:
+        """At the start, every `eval_every` updates, and at the end; not twice at one step."""
+        if self.last is not None and self.last.step == self.step:
+            return False
+        every = self.config.eval_every
+        return self.step == 0 or not self.running or (every > 0 and self.step % every == 0)
+
+    def begin(self, parts: dict[str, Stateful]) -> None:
+        """Name every part of the training state; restore them when resuming."""
+        self._parts = parts
+        if self.resume and self._checkpoints is not None and self._checkpoints.latest() is not None:
+            self._restore()
+        if self.directory is not None:
+            if self.resume:
+                self.directory.rewind(self.step)
+            self.sink = self.directory.sink(
+                tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project
+            )
+        self._clock = time.perf_counter()
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        """One update is done. A metric that has no value this time is left out or NaN.
+
+        Raises:
+            DivergedError: a metric is infinite; nothing of this step is written.
+        """
+        self._seconds += time.perf_counter() - self._clock
+        bad = [name for name, value in metrics.items() if math.isinf(float(value))]
+        if bad:
+            raise DivergedError(
+                f"training diverged at step {self.step}: {', '.join(bad[:4])} not finite; lower the learning rate or clip "
+                "gradients, then start anew or resume from the last checkpoint"
+            )
+        self.step += 1
+        if self.step % self.config.log_every == 0 or not self.running:
+            line = {name: float(value) for name, value in metrics.items()}
+            if self.sink is not None:
+                self.sink.log(self.step, {**line, "train_s": self._seconds})
+            if self.on_progress is not None:
+                self.on_progress(self.step, self.config.total_steps, line)
+        self._clock = time.perf_counter()
+
+    def record(self, scores: Scores) -> None:
+        """An evaluation of the weights of this step."""
+        scores = Scores(scores.values, self.step, scores.extra)
+        self.last = scores
+        if self.step == 0:
+            self.first = scores
+        low, high = scores.interval
+        if self.directory is not None:
+            extra: dict[str, Any] = {"low": low, "high": high, **scores.extra}
+            self.directory.log_eval(self.step, scores.values, final=int(not self.running), **extra)
+        if self.on_progress is not None:
+            self.on_progress(self.step, self.config.total_steps, {"eval": scores.mean})
+        self._clock = time.perf_counter()
+
+    def log_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Samples for people to read, `samples.jsonl`."""
+        if self.directory is not None:
+            self.directory.log_samples(self.step, samples)
+
+    def checkpoint(self) -> None:
+        """Saves, if a checkpoint is due or somebody asked the run to stop.
+
+        Raises:
+            StoppedError: asked to stop; the state is saved.
+        """
+        due = self.step % self._checkpoint_every == 0 or self.stop_requested
+        if due and self.step != self._saved_step:
+            self._save()
+        if self.stop_requested and self.running:
+            where = f"; go on with: lockstep train --resume {self.directory.path}" if self.directory else ""
+            raise StoppedError(f"stopped at step {self.step:,} of {self.config.total_steps:,}{where}")
+        self._clock = time.perf_counter()
+
+    def finish(
+        self, write_model: Callable[[Path, Mapping[str, Any]], None] | None = None, **passport: Any
+    ) -> Result:
+        """Last checkpoint, the model's folder, and the passport.
+
+        Args:
+            write_model: writes weights and tokenizer into a folder, given what came out for its card.
+            passport: plain values that identify the run beside its config and versions: digests, counters.
+        """
+        if self.step != self._saved_step:
+            self._save()
+        path = None
+        if self.directory is not None:
+            scores = {name: str(one) for name, one in (("before", self.first), ("after", self.last)) if one is not None}
+            if write_model is not None:
+                path = self.directory.model_path
+                write_model(path, {"steps": self.step, "train seconds": f"{self._seconds:.1f}", **scores})
+            self.directory.write_passport({"steps": self.step, "scores": scores, **passport})
+        self.close()
+        return Result(self.step, self._seconds, self.first, self.last, path)
+
+    def close(self) -> None:
+        """Release the metric sink; safe to call twice, and what leaving a `with` block does."""
+        if self.sink is not None:
+            self.sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _save(self) -> None:
+        self._saved_step = self.step
+        if self._checkpoints is None:
+            return
+        state = {
+            "session": {
+                "step": self.step,
+                "seconds": self._seconds,
+                "first": _plain(self.first),
+                "last": _plain(self.last),
+            },
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+        }
+        score = self.last.mean if self.last is not None and self.last.step == self.step else None
+        self._checkpoints.save(self.step, state, score)
+
+    def _restore(self) -> None:
+        assert self._checkpoints is not None
+        _, state = self._checkpoints.load()
+        saved = state["session"]
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.step, self._seconds = saved["step"], saved["seconds"]
+        self.first, self.last = _scores(saved["first"]), _scores(saved["last"])
+        self._saved_step = self.step
+
+
+def _plain(scores: Scores | None) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return {"values": list(scores.values), "step": scores.step, "extra": json.loads(json.dumps(dict(scores.extra)))}
+
+
+def _scores(saved: dict[str, Any] | None) -> Scores | None:
+    return None if saved is None else Scores(tuple(saved["values"]), saved["step"], saved["extra"])
