@@ -244,9 +244,7 @@ class Session:
             raise StoppedError(f"stopped at step {self.step:,} of {self.config.total_steps:,}{where}")
         self._clock = time.perf_counter()
 
-    def finish(
-        self, write_model: Callable[[Path, Mapping[str, Any]], None] | None = None, **passport: Any
-    ) -> Result:
+    def finish(self, write_model: Callable[[Path, Mapping[str, Any]], None] | None = None, **passport: Any) -> Result:
         """Last checkpoint, the model's folder, and the passport.
 
         Args:
