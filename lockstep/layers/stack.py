@@ -19,6 +19,7 @@ from lockstep.kernels.packed_linear import PackedWeight
 from lockstep.layers.decoder import PreNormLayer, SandwichLayer, Stream, open_stream
 from lockstep.layers.gated import GatedMLP
 from lockstep.layers.projection import Projection
+from lockstep.layers.recompute import run_layer
 from lockstep.layers.rotary import Angles
 from lockstep.layers.token_norm import RMSNorm
 
@@ -34,6 +35,8 @@ class DecoderLayers(nn.ModuleList):
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__(layers)
+        self.recompute = False
+        """See `LanguageModel.recompute_layers`."""
         self._list = list(layers)
         self._seen: list[tuple[Projection, list[PackedWeight]]] = []
         self._stack: DecoderStack | None = None
@@ -51,7 +54,8 @@ class DecoderLayers(nn.ModuleList):
                 stream = stack.run(x_TE, batch, angles, cache.layers)
                 return open_stream(stream, norm)[0]
         for index, layer in enumerate(self._list):
-            stream = layer(stream, batch, angles[index], cache.layers[index] if cache else None)
+            place = cache.layers[index] if cache else None
+            stream = run_layer(layer, self.recompute, stream, batch, angles[index], place)
         return open_stream(stream, norm)[0]
 
     def forget(self) -> None:

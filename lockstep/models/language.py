@@ -16,6 +16,7 @@ from lockstep.kernels.attention import KVCache
 from lockstep.kernels.logprobs import soft_cap
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.projection import Precision, Projection
+from lockstep.layers.stack import DecoderLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class LanguageModel(nn.Module, ABC):
         """The head's weight is the embedding's."""
         self.final_softcap = final_softcap
         """logits = c tanh(head(hidden) / c) with this c; 0: head(hidden)."""
+        self.recompute = False
         if tied and embedding.weight is not None:
             head.weight = embedding.weight
 
@@ -70,6 +72,13 @@ class LanguageModel(nn.Module, ABC):
         """[R, V] float32 of the raw model: capped where the family does, no temperature."""
         logits_RV: Tensor = self.head(hidden_RE)
         return soft_cap(logits_RV, self.final_softcap)
+
+    def recompute_layers(self, on: bool = True) -> None:
+        """Keep only each layer's input for the backward pass and compute the rest again: less memory, the same bits."""
+        self.recompute = on
+        for module in self.modules():
+            if isinstance(module, DecoderLayers):
+                module.recompute = on
 
     def new_cache(self, num_pages: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty pool of `num_pages` pages for every layer; by default of the type that training rounds to, which is

@@ -15,9 +15,9 @@ from torch import Tensor
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
 from lockstep.kernels.logprobs import cpu, naive
-from lockstep.kernels.logprobs.head import HeadLogprobs, soft_cap
+from lockstep.kernels.logprobs.head import HeadLogprobs, entropy, soft_cap
 
-__all__ = ["head_logprobs", "soft_cap", "token_logprobs", "top_logprobs"]
+__all__ = ["entropy", "head_logprobs", "head_logprobs_and_entropy", "soft_cap", "token_logprobs", "top_logprobs"]
 
 IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
@@ -88,13 +88,34 @@ def head_logprobs(
     Raises:
         InputError: as `token_logprobs`, or a matmul whose result has another shape.
     """
+    _check_head(hidden_RE, weight_VE, tokens_R)
+    out: tuple[Tensor, Tensor] = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_RE, weight_VE, tokens_R, matmul, token_logprobs, temperature, softcap, False
+    )
+    return out[0]
+
+
+def head_logprobs_and_entropy(
+    hidden_RE: Tensor,
+    weight_VE: Tensor,
+    tokens_R: Tensor,
+    matmul: Callable[[Tensor], Tensor],
+    *,
+    temperature: float = 1.0,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`head_logprobs`, and the entropy [R] of the same distributions from the same pass, differentiable too."""
+    _check_head(hidden_RE, weight_VE, tokens_R)
+    out: tuple[Tensor, Tensor] = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_RE, weight_VE, tokens_R, matmul, token_logprobs, temperature, softcap, True
+    )
+    return out
+
+
+def _check_head(hidden_RE: Tensor, weight_VE: Tensor, tokens_R: Tensor) -> None:
     if hidden_RE.dim() != 2 or hidden_RE.shape[1:] != weight_VE.shape[1:] or tokens_R.shape != hidden_RE.shape[:1]:
         raise InputError(
             f"hidden is {tuple(hidden_RE.shape)}, weight {tuple(weight_VE.shape)}, tokens {tuple(tokens_R.shape)}; "
             "expected [R, E], [V, E] and [R]",
             field="hidden",
         )
-    out: Tensor = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_RE, weight_VE, tokens_R, matmul, token_logprobs, temperature, softcap
-    )
-    return out

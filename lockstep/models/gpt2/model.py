@@ -16,6 +16,7 @@ from lockstep.layers.attention import Attention, AttentionConfig
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.gated import PlainKind, PlainMLP
 from lockstep.layers.projection import Precision, Projection
+from lockstep.layers.recompute import run_layer
 from lockstep.layers.token_norm import LayerNorm
 from lockstep.models.language import LanguageModel, ModelFacts, longest_context
 
@@ -102,5 +103,5 @@ class GPT2(LanguageModel):
             )
         x_TE = self.embedding(batch.tokens_T) + self.positions(batch.positions_T)
         for index, layer in enumerate(self.layers):
-            x_TE = layer(x_TE, batch, cache.layers[index] if cache else None)
+            x_TE = run_layer(layer, self.recompute, x_TE, batch, cache.layers[index] if cache else None)
         return self.norm(x_TE)

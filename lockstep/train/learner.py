@@ -1,0 +1,158 @@
+"""One optimiser step from many micro-batches: forward, loss, backward, clip, step.
+
+The learner knows nothing of how a batch came about or of what its loss means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.core.errors import ConfigError, DivergedError
+from lockstep.models.language import LanguageModel
+from lockstep.train.logprobs import Logprobs, forward_logprobs, micro_logprobs
+from lockstep.train.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters
+from lockstep.train.packing import MicroBatch
+
+Metrics = dict[str, Tensor]
+"""Each micro-batch's share of a number: the learner adds them up. A name that ends in "_max" or "_min" is joined so."""
+
+Loss = Callable[[Logprobs, MicroBatch], tuple[Tensor, Metrics]]
+"""(this micro-batch's share of the loss, metrics). The loss divides by counts of the whole batch, so that the shares add up
+to it however the batch was cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How a model is trained."""
+
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """Optimiser, clipping and schedule."""
+    ema_decay: float = 0.0
+    """Decay of the average of weights (0: none is kept)."""
+    recompute_layers: bool = False
+    """Gradient checkpointing: keep each layer's input only. The same bits in less memory and about a third more time."""
+
+
+class Learner:
+    """A model, its optimiser and the average of its weights. Trains whatever requires a gradient: all weights, or the
+    adapters.
+
+    Args:
+        model: with a float master of what is trained.
+        heads: more modules that the loss uses and that are trained along, such as a value head, by name.
+
+    Raises:
+        ConfigError: nothing requires a gradient.
+    """
+
+    def __init__(
+        self, model: LanguageModel, config: LearnerConfig, *, heads: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        self.model, self.config, self.heads = model, config, dict(heads or {})
+        modules = [model, *self.heads.values()]
+        self.optimiser = Optimiser(modules, config.optimiser)
+        if config.ema_decay and not 0.0 < config.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay={config.ema_decay}; expected 0 (none) or 0 < ema_decay < 1")
+        self.ema = Ema(self.optimiser.params, config.ema_decay) if config.ema_decay else None
+        model.recompute_layers(config.recompute_layers)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps done."""
+        return self.optimiser.num_steps
+
+    def step(
+        self, micros: Sequence[MicroBatch], loss: Loss, *, temperature: float = 1.0, entropy: bool = False
+    ) -> dict[str, float]:
+        """Accumulate the gradient over the micro-batches and make one optimiser step.
+
+        A micro-batch without a weighted token adds nothing and is not computed.
+
+        Args:
+            temperature, entropy: see `micro_logprobs`.
+
+        Returns:
+            the loss's metrics, and "loss", "grad_norm" (before clipping), "lr".
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; weights and optimiser are as before the call.
+        """
+        self.optimiser.zero_grad()
+        total, metrics = self.accumulate(micros, loss, temperature=temperature, entropy=entropy)
+        norm = self.optimiser.grad_norm()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimiser.zero_grad()
+            raise DivergedError(
+                f"optimiser step {self.num_steps + 1}: the loss is {total}, the gradient's norm {norm}; nothing was "
+                "changed. Lower the learning rate, or look at the batch's rewards and log-probabilities"
+            )
+        lr = self.optimiser.lr
+        self.optimiser.step(norm)
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        return {**metrics, "loss": total, "grad_norm": norm, "lr": lr}
+
+    def accumulate(
+        self, micros: Sequence[MicroBatch], loss: Loss, *, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[float, dict[str, float]]:
+        """Add the micro-batches' gradients to `.grad`, without a step: (loss, metrics)."""
+        total, joined = 0.0, dict[str, float]()
+        for micro in micros:
+            if micro.num_rows == 0:
+                continue
+            share, metrics = loss(micro_logprobs(self.model, micro, temperature=temperature, entropy=entropy), micro)
+            share.backward()
+            total += float(share.detach())
+            _join(joined, metrics)
+        return total, joined
+
+    def forward_logprobs(self, micros: Sequence[MicroBatch], *, temperature: float = 1.0) -> list[Tensor]:
+        """logprob_R of each micro-batch under the present weights, without gradients."""
+        return forward_logprobs(self.model, micros, temperature=temperature)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; those of a head begin with its name and a colon."""
+        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for head, module in self.heads.items():
+            found |= {f"{head}:{name}": p for name, p in module.named_parameters() if p.requires_grad}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step but the batch: training goes on bit for bit from it."""
+        return {
+            "parameters": {name: p.detach().clone() for name, p in self.named_parameters().items()},
+            "optimiser": self.optimiser.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            CheckpointError: of another model, optimiser or choice of trained parameters.
+        """
+        load_parameters(self.named_parameters(), state["parameters"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+
+
+@torch.no_grad()
+def _join(joined: dict[str, float], metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        number = float(value)
+        if name not in joined:
+            joined[name] = number
+        elif name.endswith("_max"):
+            joined[name] = max(joined[name], number)
+        elif name.endswith("_min"):
+            joined[name] = min(joined[name], number)
+        else:
+            joined[name] += number
