@@ -15,6 +15,7 @@ VERBS = {
     "serve": ("lockstep.cli.serve", "serve a language model (OpenAI, Anthropic) or policies (Open Inference Protocol)"),
     "chat": ("lockstep.cli.chat", "talk to a language model in the terminal"),
     "generate": ("lockstep.cli.generate", "go on from prompts with a language model"),
+    "import": ("lockstep.cli.import_file", "read a network of another framework: ONNX, Caffe, MXNet, CNTK, ..."),
     "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
     "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
     "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),

@@ -45,11 +45,15 @@ class CheckpointError(LockstepError, RuntimeError):
 
 
 class FormatError(LockstepError, ValueError):
-    """A file somebody else wrote cannot be read: truncated, damaged, hostile or of an unknown kind. `path` names it."""
+    """A file somebody else wrote cannot be read: truncated, damaged, hostile or of an unknown kind.
 
-    def __init__(self, message: str, *, path: str = "") -> None:
-        super().__init__(f"{path}: {message}" if path else message)
-        self.path = path
+    `path` names the file, `offset` the byte and `op` the operation at fault, where there is one.
+    """
+
+    def __init__(self, message: str, *, path: str = "", op: str = "", offset: int | None = None) -> None:
+        self.reason, self.path, self.op, self.offset = message, path, op, offset
+        place = path if offset is None else f"{path or 'file'}, byte {offset}"
+        super().__init__(": ".join(part for part in (place, op and f"operation {op}", message) if part))
 
 
 class ExportError(LockstepError, RuntimeError):

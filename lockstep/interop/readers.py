@@ -1,0 +1,105 @@
+"""Which reader opens a file: by its content where the format says who it is, by its suffix where not."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.core.errors import ConfigError, FormatError, unknown_name
+from lockstep.models.graph.folder import is_graph_folder
+from lockstep.models.graph.module import GraphModule
+
+Read = Callable[..., GraphModule]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format.
+
+    `function` is "module:name", imported when it is needed: it takes the path and the options of `load`, and returns a
+    `GraphModule` or raises FormatError, which names the operation, the file and the offset. `recognise` looks at the path and
+    the file's first 4 KiB (empty for a folder); several formats share a suffix.
+
+    >>> READERS["onnx"].suffixes
+    ('.onnx',)
+    """
+
+    suffixes: tuple[str, ...]
+    function: str
+    summary: str
+    recognise: Callable[[Path, bytes], bool] = lambda path, head: True
+
+    def read(self) -> Read:
+        """The reading function."""
+        module, _, name = self.function.partition(":")
+        return importlib.import_module(module).__dict__[name]  # type: ignore[no-any-return]
+
+
+def _is_folder(path: Path, head: bytes) -> bool:
+    return path.is_dir() and is_graph_folder(path)
+
+
+READERS: dict[str, Reader] = {
+    "lockstep": Reader(
+        ("",), "lockstep.models.graph.folder:load_graph", "folder that `lockstep import` wrote", _is_folder
+    ),
+    "onnx": Reader((".onnx",), "lockstep.interop.onnx.reader:read_onnx", "ONNX model, with its external data"),
+}
+"""Format -> reader. To add one: a line here and its folder."""
+
+HEAD = 4096
+
+
+def format_of(path: Path) -> str:
+    """The key in `READERS` for a file.
+
+    Raises:
+        FormatError: missing, unreadable, or of no known format.
+    """
+    if not path.exists():
+        raise FormatError("does not exist", path=str(path))
+    try:
+        head = b"" if path.is_dir() else path.open("rb").read(HEAD)
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error}", path=str(path)) from error
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    fits = [name for name, reader in READERS.items() if suffix in reader.suffixes]
+    for name in fits:
+        if READERS[name].recognise(path, head):
+            return name
+    known = sorted({suffix for reader in READERS.values() for suffix in reader.suffixes if suffix})
+    reason = (
+        f"the content is of none of the formats that end in {suffix}" if fits else f"readable are {', '.join(known)}"
+    )
+    raise FormatError(f"no format that is known here: {reason}; name one with format=", path=str(path))
+
+
+def load(path: Path | str, *, format: str = "", **options: object) -> GraphModule:
+    """An imported network as a module, every weight trainable.
+
+    Args:
+        path: file or folder of another framework, or a folder that `lockstep import` wrote.
+        format: key in `READERS`, where the file's content and suffix do not tell.
+        options: of that format's reader, such as `layout="NHWC"`.
+
+    Raises:
+        FormatError: damaged, hostile, of an unknown kind, or with an unknown operation; names file, offset and operation.
+        ConfigError: an option that the reader does not have.
+        MissingExtraError: the format needs an optional package.
+
+    >>> load("nowhere.onnx")
+    Traceback (most recent call last):
+    lockstep.core.errors.FormatError: nowhere.onnx: does not exist
+    """
+    path = Path(path)
+    if format and format not in READERS:
+        raise ConfigError(unknown_name("format", format, READERS))
+    read = READERS[format or format_of(path)].read()
+    known = list(inspect.signature(read).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"{path}: options {unknown} do not exist for this format; known: {known or 'none'}")
+    return read(path, **options)
