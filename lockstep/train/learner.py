@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError, DivergedError
@@ -144,10 +143,9 @@ class Learner:
             self.ema.load_state_dict(state["ema"])
 
 
-@torch.no_grad()
 def _join(joined: dict[str, float], metrics: Metrics) -> None:
     for name, value in metrics.items():
-        number = float(value)
+        number = float(value.detach())
         if name not in joined:
             joined[name] = number
         elif name.endswith("_max"):
