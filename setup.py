@@ -23,7 +23,7 @@ HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*
 
 # Contraction off: a multiply-add is fused only where the source says so, which is what keeps kernels bit-equal.
 FLAGS = [
-    *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
 ]
 AVX2 = ["-mavx2", "-mfma"]
@@ -50,26 +50,48 @@ class BuildKernels(build_ext):
         folder = Path(self._folder())
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(lambda level: self._compile(cxx, level, folder), LEVELS))
+            for level in LEVELS:
+                self._build(cxx, level, folder, pool)
 
     def _folder(self) -> str:
         in_tree = self.inplace or self.editable_mode
         return str((ROOT if in_tree else Path(self.build_lib)) / "lockstep" / "kernels" / "_native")
 
-    def _compile(self, cxx: str, level: str, folder: Path) -> None:
+    def _build(self, cxx: str, level: str, folder: Path, pool: ThreadPoolExecutor) -> None:
         target = folder / f"liblockstep_{level}.so"
-        newest = max((ROOT / name).stat().st_mtime for name in (*SOURCES, *HEADERS, "setup.py"))
+        headers = max((ROOT / name).stat().st_mtime for name in (*HEADERS, "setup.py"))
+        newest = max(headers, *((ROOT / name).stat().st_mtime for name in SOURCES))
         if target.exists() and target.stat().st_mtime > newest:
             return
+        # Object files are kept: a change in one source costs one compilation a level.
+        kept = ROOT / "build" / "native" / level
+        kept.mkdir(parents=True, exist_ok=True)
+
+        def compiled(source: str) -> str:
+            after = max(headers, (ROOT / source).stat().st_mtime)
+            return self._output(cxx, [*FLAGS, *LEVELS[level], "-c", source], kept / f"{Path(source).stem}.o", after)
+
+        objects = list(pool.map(compiled, SOURCES))
+        errors = [found for found in objects if found]
+        if not errors:
+            names = [str(kept / f"{Path(source).stem}.o") for source in SOURCES]
+            errors = [found for found in [self._output(cxx, [*FLAGS, "-shared", *names], target, newest)] if found]
+        if errors:
+            print(f"lockstep: the {level} kernels did not build:\n{errors[0][-2000:]}", file=sys.stderr)
+
+    def _output(self, cxx: str, arguments: list[str], target: Path, after: float) -> str:
+        """Makes `target` if it is older than `after`; returns the compiler's complaint, if that failed."""
+        if target.exists() and target.stat().st_mtime > after:
+            return ""
         # Written aside and renamed, so that a running process keeps the file it has mapped.
-        partial = folder / f".{level}.{os.getpid()}"
-        command = [cxx, *FLAGS, *LEVELS[level], *SOURCES, "-o", str(partial)]
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        command = [cxx, *arguments, "-o", str(partial)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             partial.unlink(missing_ok=True)
-            print(f"lockstep: the {level} kernels did not build:\n{result.stderr[-2000:]}", file=sys.stderr)
-            return
+            return result.stderr or f"{cxx} ended with {result.returncode}"
         partial.replace(target)
+        return ""
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self._folder()) / f"liblockstep_{level}.so") for level in LEVELS]

@@ -32,6 +32,7 @@ enum ScratchSlot {
   SCRATCH_PACKED_ROWS,
   SCRATCH_PACKED_PANEL,
   SCRATCH_PACKED_TASKS,
+  SCRATCH_LOW_RANK,
   NUM_SCRATCH
 };
 void* scratch(ScratchSlot slot, int64_t num_bytes);

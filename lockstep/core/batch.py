@@ -7,11 +7,12 @@ Legend: T packed tokens, S sequences, P pages of a sequence, R rows whose logits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lockstep.core.adapters import AdapterRun, RowAdapter
 from lockstep.core.errors import InputError
 
 PAGE = 16
@@ -44,10 +45,15 @@ class ForwardBatch:
     """Pages of the pool that `pages_SP` points into."""
     rows_R: Tensor | None = None
     """int64: rows whose logits are wanted, rising; None for all T."""
+    adapters: tuple[AdapterRun, ...] = ()
+    """Which rows go through which low-rank adapter, rising; rows in none go through the base model alone."""
 
     @staticmethod
-    def packed(sequences: Sequence[Tensor]) -> ForwardBatch:
+    def packed(sequences: Sequence[Tensor], adapter: RowAdapter | None = None) -> ForwardBatch:
         """Whole sequences from position 0, each with consecutive pages of a pool of their own: a training step.
+
+        Args:
+            adapter: for all rows; None: the base model.
 
         Raises:
             InputError: no sequence, or one without tokens.
@@ -68,7 +74,11 @@ class ForwardBatch:
             context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
             pages_SP=pages.to(device),
             num_pages=first,
-        )
+        ).with_adapter(adapter)
+
+    def with_adapter(self, adapter: RowAdapter | None) -> ForwardBatch:
+        """The same tokens, all of them through `adapter`; None: through the base model, as a reference policy is."""
+        return replace(self, adapters=() if adapter is None else (AdapterRun(0, self.num_tokens, adapter),))
 
     @property
     def num_tokens(self) -> int:

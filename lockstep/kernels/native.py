@@ -81,6 +81,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_packed_linear": ([_P] * 5 + [_I64], None),
     "ls_grouped_linear": ([_P] * 3 + [_I64] + [_P] * 3, None),
     "ls_pack_float": ([_P, _P, _I32, _P], None),
+    "ls_low_rank": ([_P] * 3 + [_I64] * 3, None),
     "ls_advise_huge_pages": ([_P, _I64], None),
     "ls_peak_operations": ([_I32, _I64, _I64], _F64),
     "ls_read_memory": ([_P, _I64], _I64),

@@ -68,7 +68,7 @@ class Attention(nn.Module):
     def forward(self, x_TE: Tensor, batch: ForwardBatch, angles: Angles | None, cache: LayerCache | None) -> Tensor:
         """x [T, E] -> [T, E]; writes this step's keys and values into `cache`. Without angles nothing is rotated."""
         config = self.config
-        heads = self.qkv(x_TE).view(x_TE.shape[0], -1, config.head_dim)
+        heads = self.qkv(x_TE, batch.adapters).view(x_TE.shape[0], -1, config.head_dim)
         q_THD, k_TGD, v_TGD = heads.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_THD, k_TGD = self.q_norm(q_THD), self.k_norm(k_TGD)
@@ -87,4 +87,4 @@ class Attention(nn.Module):
             softcap=config.softcap,
             kv_dtype=self.kv_dtype,
         )
-        return self.out(mixed_THD.flatten(1))
+        return self.out(mixed_THD.flatten(1), batch.adapters)

@@ -19,7 +19,7 @@ Stream = tuple[Tensor, Tensor | None]
 
 
 class PreNormLayer(nn.Module):
-    """h + attention(norm(h)), then h + mlp(norm(h)); any feed-forward that maps [T, E] to [T, E]."""
+    """h + attention(norm(h)), then h + mlp(norm(h)); any feed-forward that maps [T, E] and the rows' adapters to [T, E]."""
 
     def __init__(self, attention: AttentionConfig, mlp: nn.Module, norm_eps: float, precision: Precision) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PreNormLayer(nn.Module):
         normed_TE, residual_TE = open_stream(stream, self.attention_norm)
         x_TE = self.attention(normed_TE, batch, angles, cache)
         normed_TE, residual_TE = self.mlp_norm.after_add(x_TE, residual_TE)
-        return self.mlp(normed_TE), residual_TE
+        return self.mlp(normed_TE, batch.adapters), residual_TE
 
 
 class SandwichLayer(nn.Module):
@@ -53,7 +53,7 @@ class SandwichLayer(nn.Module):
         normed_TE, residual_TE = open_stream(stream, self.attention_norm)
         x_TE = self.attention_out_norm(self.attention(normed_TE, batch, angles, cache))
         normed_TE, residual_TE = self.mlp_norm.after_add(x_TE, residual_TE)
-        return self.mlp_out_norm(self.mlp(normed_TE)), residual_TE
+        return self.mlp_out_norm(self.mlp(normed_TE, batch.adapters)), residual_TE
 
 
 def open_stream(stream: Stream, norm: RMSNorm) -> tuple[Tensor, Tensor]:

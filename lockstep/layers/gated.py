@@ -5,10 +5,12 @@ Legend: T packed tokens, E model width, F feed-forward width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
+from lockstep.core.adapters import AdapterRun
 from lockstep.kernels.activation import activate, gated
 from lockstep.layers.projection import Precision, Projection
 
@@ -25,9 +27,9 @@ class GatedMLP(nn.Module):
         self.down = Projection(hidden, (width,), precision, bias=bias)
         self.kind = kind
 
-    def forward(self, x_TE: Tensor) -> Tensor:
+    def forward(self, x_TE: Tensor, adapters: Sequence[AdapterRun] = ()) -> Tensor:
         """x [T, E] -> [T, E]."""
-        return self.down(gated(self.gate_up(x_TE), self.kind))
+        return self.down(gated(self.gate_up(x_TE, adapters), self.kind), adapters)
 
 
 class PlainMLP(nn.Module):
@@ -39,6 +41,6 @@ class PlainMLP(nn.Module):
         self.down = Projection(hidden, (width,), precision, bias=True)
         self.kind = kind
 
-    def forward(self, x_TE: Tensor) -> Tensor:
+    def forward(self, x_TE: Tensor, adapters: Sequence[AdapterRun] = ()) -> Tensor:
         """x [T, E] -> [T, E]."""
-        return self.down(activate(self.up(x_TE), self.kind))
+        return self.down(activate(self.up(x_TE, adapters), self.kind), adapters)

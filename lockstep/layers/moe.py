@@ -6,16 +6,22 @@ Legend: T packed tokens, E model width, F an expert's width, X experts, K expert
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from lockstep.core.adapters import AdapterRun
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.planes import QuantPlanes
 from lockstep.kernels.activation import gated
+from lockstep.kernels.low_rank import LowRankRun, add_low_rank
 from lockstep.kernels.packed_linear import PackedWeight, grouped_linear, pack, trained_grouped_linear, unpack
 from lockstep.layers.gated import GatedKind
-from lockstep.layers.projection import Precision, Projection, pack_parts, plain
+from lockstep.layers.projection import Precision, Projection, adapter_runs, pack_parts, plain
+
+ExpertRun = tuple[int, AdapterRun]
+"""An expert, and neighbours among the assignments to it that go through one adapter."""
 
 
 class ExpertProjection(nn.Module):
@@ -24,6 +30,8 @@ class ExpertProjection(nn.Module):
     def __init__(self, num_experts: int, in_size: int, out_sizes: Sequence[int], precision: Precision) -> None:
         super().__init__()
         self.num_experts, self.in_size, self.out_sizes = num_experts, in_size, tuple(out_sizes)
+        self.path = ""
+        """See `Projection.path`; an adapter knows expert x as this name, a dot and x."""
         self.precision = precision
         self.weight: nn.Parameter | None
         if precision.master is None:
@@ -34,12 +42,17 @@ class ExpertProjection(nn.Module):
         self._packs: list[PackedWeight] = []
         self._packed_key: tuple[int, int] | None = None
 
-    def forward(self, x_AK: Tensor, starts: Tensor) -> Tensor:
+    def forward(self, x_AK: Tensor, starts: Tensor, adapters: Sequence[ExpertRun] = ()) -> Tensor:
         """Rows starts[x] .. starts[x + 1] - 1 of x [A, K] through expert x -> [A, N]; starts is int64 [X + 1] on the CPU."""
         packs = self.packed()
         if torch.is_grad_enabled():
-            return trained_grouped_linear(x_AK, self.weight, packs, starts)
-        return grouped_linear(x_AK, packs, starts)
+            y_AN = trained_grouped_linear(x_AK, self.weight, packs, starts)
+        else:
+            y_AN = grouped_linear(x_AK, packs, starts)
+        runs: list[LowRankRun] = []
+        for expert, run in adapters:
+            runs += adapter_runs(f"{self.path}.{expert}" if self.path else "", [run])
+        return add_low_rank(y_AN, x_AK, runs)
 
     def packed(self) -> list[PackedWeight]:
         """The packed matrices, made anew if the float weight has changed since."""
@@ -118,7 +131,7 @@ class SparseMLP(nn.Module):
         self.gate_up = ExpertProjection(num_experts, width, (hidden, hidden), precision)
         self.down = ExpertProjection(num_experts, hidden, (width,), precision)
 
-    def forward(self, x_TE: Tensor) -> Tensor:
+    def forward(self, x_TE: Tensor, adapters: Sequence[AdapterRun] = ()) -> Tensor:
         """x [T, E] -> [T, E]."""
         share_TK, expert_TK = self.route(x_TE)
         # Assignments by expert, tokens in order within one: what each expert computes is one block of rows.
@@ -126,8 +139,10 @@ class SparseMLP(nn.Module):
         counts_X = torch.bincount(expert_TK.flatten(), minlength=self.num_experts)
         starts = torch.zeros(self.num_experts + 1, dtype=torch.int64)
         starts[1:] = counts_X.cumsum(0)
-        hidden = gated(self.gate_up(x_TE[order_A // self.num_chosen], starts), self.kind)
-        y_AE = self.down(hidden, starts)
+        token_A = order_A // self.num_chosen
+        runs = expert_runs(token_A, starts.tolist(), adapters) if adapters else []
+        hidden = gated(self.gate_up(x_TE[token_A], starts, runs), self.kind)
+        y_AE = self.down(hidden, starts, runs)
         place_A = torch.empty_like(order_A)
         place_A[order_A] = torch.arange(len(order_A), device=x_TE.device)
         y_TKE = y_AE[place_A].view(*expert_TK.shape, -1)
@@ -148,3 +163,20 @@ class SparseMLP(nn.Module):
             share_TK = share_TK / total_T[:, None]
         expert_TK, order_TK = expert_TK.sort(dim=-1)
         return share_TK.gather(1, order_TK), expert_TK
+
+
+def expert_runs(token_A: Tensor, starts: Sequence[int], adapters: Sequence[AdapterRun]) -> list[ExpertRun]:
+    """The batch's runs of rows as runs of assignments: tokens rise within an expert, so a run of rows stays one there.
+
+    Args:
+        token_A: row of each assignment, int64, rising within each expert.
+        starts: of the experts in the assignments, X + 1.
+    """
+    found: list[ExpertRun] = []
+    for expert, (first, last) in enumerate(pairwise(starts)):
+        tokens = token_A[first:last]
+        for run in adapters:
+            low, high = torch.searchsorted(tokens, torch.tensor([run.first_row, run.last_row])).tolist()
+            if low < high:
+                found.append((expert, AdapterRun(first + low, first + high, run.adapter)))
+    return found

@@ -12,8 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lockstep.core.adapters import AdapterRun
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.planes import QuantPlanes
+from lockstep.kernels.low_rank import LowRankRun, add_low_rank
 from lockstep.kernels.packed_linear import PackedWeight, pack, pack_planes, packed_linear, trained_linear, unpack
 
 Format = Literal["fp32", "bf16", "int8", "int4"]
@@ -74,6 +76,8 @@ class Projection(nn.Module):
         super().__init__()
         self.in_size = in_size
         self.out_sizes = tuple(out_sizes)
+        self.path = ""
+        """Name in the model, by which an adapter knows the matrix; `name_matrices` sets it."""
         self.precision = precision
         self._trained = precision.master is not None
         self.weight: nn.Parameter | None
@@ -90,9 +94,13 @@ class Projection(nn.Module):
         self._packs: list[PackedWeight] = []
         self._packed_key: tuple[int, int] | None = None
 
-    def forward(self, x_MK: Tensor) -> Tensor:
-        """x [M, K] float32 -> [M, N] float32. A row's bits depend neither on the other rows nor on whether gradients are
-        recorded; without a float weight only x has a gradient."""
+    def forward(self, x_MK: Tensor, adapters: Sequence[AdapterRun] = ()) -> Tensor:
+        """x [M, K] float32 -> [M, N] float32, plus what the rows' adapters add. A row's bits depend neither on the other
+        rows nor on whether gradients are recorded; without a float weight only x has a gradient."""
+        y_MN = self._base(x_MK)
+        return add_low_rank(y_MN, x_MK, adapter_runs(self.path, adapters)) if adapters else y_MN
+
+    def _base(self, x_MK: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if weight is not None or len(self._packs) == 1:
             return self._product(x_MK, weight, self.packed(), bias)
@@ -175,6 +183,17 @@ class Projection(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_size} -> {self.out_sizes}, {self.precision.compute}"
+
+
+def adapter_runs(path: str, adapters: Sequence[AdapterRun]) -> list[LowRankRun]:
+    """What the adapters of a batch's rows add to the matrix with this name.
+
+    Raises:
+        InputError: the matrix has no name, so that no adapter could be meant for it.
+    """
+    if not path:
+        raise InputError("the model's matrices have no names; call name_matrices(model) first", field="adapters")
+    return [LowRankRun(run.first_row, run.last_row, pair) for run in adapters for pair in run.adapter.pairs(path)]
 
 
 def plain(part: Tensor | QuantPlanes) -> Tensor:

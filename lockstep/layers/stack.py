@@ -48,7 +48,8 @@ class DecoderLayers(nn.ModuleList):
     ) -> Tensor:
         """The embedded tokens -> the hidden state after all layers and `norm`; `angles` for each layer."""
         stream: Stream = x_TE, None
-        if self._one_call and cache is not None and not torch.is_grad_enabled() and native.choose(x_TE) == "cpu":
+        served = cache is not None and not batch.adapters and not torch.is_grad_enabled()
+        if self._one_call and cache is not None and served and native.choose(x_TE) == "cpu":
             stack = self._compiled()
             if stack is not None:
                 stream = stack.run(x_TE, batch, angles, cache.layers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.core.tensors import TensorSource
 from lockstep.layers.embedding import Embedding
+from lockstep.layers.low_rank import name_matrices
 from lockstep.layers.moe import ExpertProjection
 from lockstep.layers.projection import Precision, Projection
 from lockstep.layers.stack import DecoderLayers
@@ -24,7 +25,7 @@ from lockstep.models.mixtral import FAMILY as MIXTRAL
 from lockstep.models.qwen2 import FAMILY as QWEN2
 from lockstep.models.qwen3 import FAMILY as QWEN3
 from lockstep.models.qwen3_moe import FAMILY as QWEN3_MOE
-from lockstep.models.weight_table import load_weights, save_weights, tie
+from lockstep.models.weight_table import WeightTable, load_weights, save_weights, tie
 
 ARCHITECTURES: dict[str, Family] = {
     "AquilaForCausalLM": LLAMA,
@@ -43,6 +44,18 @@ ARCHITECTURES: dict[str, Family] = {
     "YiForCausalLM": LLAMA,
 }
 """Name in config.json -> family."""
+
+_BY_NAME: dict[str, Family] = {
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+}
+"""`ModelFacts.family` -> family."""
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     name: config for family in ARCHITECTURES.values() for name, config in family.published.items()
@@ -65,6 +78,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     raise ConfigError(unknown_name("architecture", str(names[0]), ARCHITECTURES))
 
 
+def table_of(model: LanguageModel) -> WeightTable:
+    """Names of the tensors of a checkpoint of this model."""
+    return _BY_NAME[model.facts.family].table(model.config)
+
+
 def load_model(source: TensorSource, dtype: str = "auto", *, trainable: bool = False, group: int = 32) -> LanguageModel:
     """A model with the weights of `source`.
 
@@ -84,6 +102,7 @@ def load_model(source: TensorSource, dtype: str = "auto", *, trainable: bool = F
     compute = stored_dtype(values, source) if dtype == "auto" else dtype
     model = family.build(config, Precision.of(compute, trainable=trainable, group=group))
     load_weights(model, family.table(config), source)
+    name_matrices(model)
     return model.requires_grad_(trainable).train(trainable)
 
 
@@ -112,6 +131,7 @@ def build_model(
         if isinstance(module, Projection | ExpertProjection | Embedding) and not (model.tied and name == "head"):
             module.fill_random(generator, std)
     tie(model)
+    name_matrices(model)
     return model.requires_grad_(trainable).train(trainable)
 
 

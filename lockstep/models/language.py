@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class LanguageModel(nn.Module, ABC):
     `forward` is one definition for training (cache None) and serving; a token's hidden state has the same bits in both,
     however its sequence was cut into steps and whatever else is in the batch.
     """
+
+    config: Any
+    """The family's own, which its table of tensor names is made from."""
 
     def __init__(
         self,

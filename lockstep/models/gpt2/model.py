@@ -66,7 +66,7 @@ class GPT2Layer(nn.Module):
     def forward(self, x_TE: Tensor, batch: ForwardBatch, cache: LayerCache | None) -> Tensor:
         """x [T, E] -> [T, E]; writes this step's keys and values into `cache`."""
         x_TE = x_TE + self.attention(self.attention_norm(x_TE), batch, None, cache)
-        return x_TE + self.mlp(self.mlp_norm(x_TE))
+        return x_TE + self.mlp(self.mlp_norm(x_TE), batch.adapters)
 
 
 class GPT2(LanguageModel):
