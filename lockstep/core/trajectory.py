@@ -6,11 +6,13 @@ the model saw when it sampled token t is exactly `tokens[:t]`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from lockstep.core.errors import InputError
 from lockstep.core.request import WeightsVersion
 
 
@@ -26,10 +28,15 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a verifier said.
+    """What a verifier said. Finite where it is SCORED; NaN elsewhere, so that no mean can take a failure for a 0.
+
+    Raises:
+        InputError: a reward that is no finite number.
 
     >>> Score.of(1.0)
     Score(value=1.0, verdict=<Verdict.SCORED: 'scored'>, detail='')
+    >>> Score.failed("ValueError: no answer")
+    Score(value=nan, verdict=<Verdict.FAILED: 'failed'>, detail='ValueError: no answer')
     """
 
     value: float
@@ -37,10 +44,24 @@ class Score:
     detail: str = ""
     """For a person: what was expected, the exception, the deadline."""
 
+    def __post_init__(self) -> None:
+        if self.is_scored and not math.isfinite(self.value):
+            raise InputError(f"a reward of {self.value}; expected a finite number", field="value")
+
     @staticmethod
     def of(value: float, detail: str = "") -> Score:
         """A reward."""
         return Score(value=float(value), detail=detail)
+
+    @staticmethod
+    def failed(detail: str) -> Score:
+        """The verifier could not say; `detail` has the exception."""
+        return Score(value=math.nan, verdict=Verdict.FAILED, detail=detail)
+
+    @staticmethod
+    def timed_out(detail: str) -> Score:
+        """The verifier passed its deadline."""
+        return Score(value=math.nan, verdict=Verdict.TIMED_OUT, detail=detail)
 
     @property
     def is_scored(self) -> bool:
@@ -59,10 +80,16 @@ class Problem:
     """Plain text, for a model without a chat template."""
     messages: tuple[Mapping[str, Any], ...] | None = None
     """OpenAI's form, rendered by the model's chat template."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions offered to the model, in OpenAI's form; the chat template writes them."""
     answer: str = ""
     """A reference answer where there is one; also the target of supervised training."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Plain values that the verifier wants beside the text."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise InputError(f"problem {self.index} needs exactly one of prompt and messages", field="prompt")
 
 
 @dataclass(kw_only=True)

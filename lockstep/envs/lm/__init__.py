@@ -1,0 +1,1 @@
+"""Verifiable tasks for language models: problems, verifiers in killable processes, episodes of several turns."""
