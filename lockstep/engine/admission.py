@@ -9,6 +9,7 @@ from lockstep.core.batch import PAGE
 from lockstep.core.errors import InputError
 from lockstep.core.request import Request, Sample
 from lockstep.core.sampling import GrammarKind
+from lockstep.engine.adapters import AdapterTable
 from lockstep.engine.config import EnginePlan
 from lockstep.engine.emission import TextStream
 from lockstep.engine.queue import Sequence, sample_seed
@@ -31,10 +32,19 @@ class Admission:
     Args:
         model_context: positions the model knows; the plan's context may be less.
         tokenizer: None: ids only.
+        adapters: those that requests may name.
     """
 
-    def __init__(self, plan: EnginePlan, vocab_size: int, model_context: int, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        plan: EnginePlan,
+        vocab_size: int,
+        model_context: int,
+        tokenizer: Tokenizer | None,
+        adapters: AdapterTable,
+    ) -> None:
         self._plan = plan
+        self._adapters = adapters
         self._vocab_size = vocab_size
         self._model_context = model_context
         self._tokenizer = tokenizer
@@ -52,6 +62,7 @@ class Admission:
         """
         max_tokens, matcher = self._check(request), self._matcher(request)
         params = request.params
+        adapter = self._adapters.get(request.adapter) if request.adapter else None
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
         scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
         score_alternatives: list[tuple] = [] if params.prompt_logprobs is None else [()]
@@ -60,6 +71,7 @@ class Admission:
             sample = Sample(request_id=request.id, index=index, prompt=request.prompt, seed=sample_seed(seed, index))
             sample.prompt_logprobs, sample.prompt_alternatives = scores, score_alternatives
             sequence = Sequence(request, sample, order(request.priority, index), max_tokens)
+            sequence.adapter = adapter
             if self._tokenizer is not None:
                 sequence.text = TextStream(self._tokenizer, params)
             if matcher is not None or Shaper.is_needed(params):
@@ -76,8 +88,6 @@ class Admission:
         for token in (min(request.prompt), max(request.prompt)):
             if not 0 <= token < self._vocab_size:
                 raise InputError(f"the prompt has token {token}; expected 0 <= id < {self._vocab_size}", field="prompt")
-        if request.adapter:
-            raise InputError(f"adapter {request.adapter!r} is not loaded; leave it empty", field="adapter")
         if params.stop and self._tokenizer is None:
             raise InputError("stop strings need a tokenizer; this engine serves ids: use stop_token_ids", field="stop")
         most = plan.max_context - num_prompt

@@ -15,6 +15,7 @@ from enum import Enum
 
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample, WeightsVersion
+from lockstep.engine.adapters import AdapterTable, LoadedAdapter, served_weights
 from lockstep.engine.admission import Admission
 from lockstep.engine.config import EngineConfig, EnginePlan, resolve
 from lockstep.engine.emission import Emitter, Output
@@ -53,6 +54,7 @@ class Gate(Enum):
 class _Publication:
     weights: WeightsVersion
     update: Callable[[], None] | None
+    adapter: LoadedAdapter | None
 
 
 class Engine:
@@ -82,7 +84,9 @@ class Engine:
         self.gate = Gate.OPEN
         self.scheduler = Scheduler(self.plan)
         self.scheduler.version = weights.version
-        self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer)
+        self.adapters = AdapterTable()
+        """Low-rank adapters that requests may name; loaded and unloaded between two steps."""
+        self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer, self.adapters)
         self._runner = Runner(model, self.plan, self.scheduler.table)
         self._sampler = Sampler(self.plan.max_sequences)
         self._emitter = Emitter(self.plan.eos_token_ids)
@@ -168,12 +172,14 @@ class Engine:
         *,
         mode: PauseMode = PauseMode.KEEP,
         update: Callable[[], None] | None = None,
+        adapter: str = "",
     ) -> bool:
         """The model holds other weights from now on. No prefix computed with the old ones is used again.
 
         Args:
             version: higher than the current one.
-            digest: of what is effectively served.
+            digest: of the model, or of the adapter alone; a token's is of what was effectively served.
+            adapter: the name of one whose numbers changed in place, rather than the model's; empty: the model's.
             mode: what happens to samples that have begun.
             update: puts the weights into the model, called when the mode allows; None: they are in it already.
 
@@ -183,11 +189,13 @@ class Engine:
         Raises:
             ConfigError: a version that is not higher, or an earlier publication or pause still waits.
         """
-        if version <= self.weights.version:
-            raise ConfigError(f"version {version} was published after {self.weights.version}; versions must rise")
+        loaded = self.adapters.get(adapter) if adapter else None
+        before = self.weights if loaded is None else loaded.weights
+        if version <= before.version:
+            raise ConfigError(f"version {version} was published after {before.version}; versions must rise")
         if self.gate is Gate.DRAINING:
             raise ConfigError("the engine still drains for an earlier publish or pause; step until it is done")
-        publication = _Publication(WeightsVersion(version, digest), update)
+        publication = _Publication(WeightsVersion(version, digest), update, loaded)
         if mode is PauseMode.WAIT and self._has_started():
             if self.gate is not Gate.OPEN:
                 raise ConfigError(f"the engine is {self.gate.value}: samples cannot end; use another mode, or resume")
@@ -251,6 +259,7 @@ class Engine:
             if not work.draws:
                 continue
             sequence, drafts = work.sequence, work.drafts
+            weights = served_weights(self.weights, sequence.adapter)
             sample, num_known, first, text, right = sequence.sample, len(sequence.tokens), sequence.num_generated, "", 0
             while True:
                 if row + right in draws.errors:
@@ -258,7 +267,7 @@ class Engine:
                     break
                 token = draws.tokens[row + right]
                 logprobs = draws.logprobs[row + right], draws.sampling_logprobs[row + right]
-                text += self._emitter.take(sequence, token, logprobs, draws.alternatives[row + right], self.weights)
+                text += self._emitter.take(sequence, token, logprobs, draws.alternatives[row + right], weights)
                 if sample.is_finished or right == len(drafts) or drafts[right] != token:
                     break
                 right += 1
@@ -312,5 +321,8 @@ class Engine:
     def _apply(self, publication: _Publication) -> None:
         if publication.update is not None:
             publication.update()
-        self.weights = publication.weights
-        self.scheduler.set_version(publication.weights.version)
+        if publication.adapter is not None:
+            publication.adapter.weights = publication.weights
+        else:
+            self.weights = publication.weights
+        self.scheduler.set_version(self.weights.version)

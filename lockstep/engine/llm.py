@@ -14,12 +14,14 @@ from pathlib import Path
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError
-from lockstep.core.request import Request, Sample
+from lockstep.core.request import Request, Sample, WeightsVersion
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
 from lockstep.engine.pooling import Pooling, embed
+from lockstep.interop.hf.peft import load_adapter
 from lockstep.interop.weights import open_weights
+from lockstep.models.digest import adapter_digest
 from lockstep.models.families import load_model
 from lockstep.models.language import LanguageModel
 from lockstep.tokenize.tokenizer import Tokenizer
@@ -66,6 +68,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008  (frozen)
         *,
         progress: bool = False,
+        adapter: str = "",
     ) -> list[list[Sample]]:
         """The n samples of each prompt, in the order of the prompts.
 
@@ -73,6 +76,7 @@ class LLM:
             prompts: one or several; ids must not be nested deeper than a list of ids a prompt.
             params: for all, or one for each prompt.
             progress: show a bar with tokens per second.
+            adapter: name of a loaded one, for all prompts; empty: the model alone.
 
         Raises:
             InputError: a prompt that does not fit, before anything runs on; what already runs is aborted.
@@ -82,7 +86,7 @@ class LLM:
         if len(wishes) != len(listed):
             raise InputError(f"{len(wishes)} params for {len(listed)} prompts; give one, or as many", field="params")
         waiting = deque(
-            Request(id=self._next_id(), prompt=self.encode(prompt), params=wish)
+            Request(id=self._next_id(), prompt=self.encode(prompt), params=wish, adapter=adapter)
             for prompt, wish in zip(listed, wishes, strict=True)
         )
         ids = [request.id for request in waiting]
@@ -99,6 +103,17 @@ class LLM:
             for request_id in ids:
                 self.engine.abort(request_id)
         return [samples[request_id] for request_id in ids]
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Loads a low-rank adapter from a PEFT folder; `generate(..., adapter=name)` then takes it.
+
+        Raises:
+            InputError, FormatError: there is none, or it does not fit this model.
+        """
+        model = self.engine.model
+        assert isinstance(model, LanguageModel)
+        adapter = load_adapter(model, folder)
+        self.engine.adapters.load(name, adapter, WeightsVersion(0, adapter_digest(adapter)))
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = Pooling.LAST, *, normalise: bool = True

@@ -11,6 +11,7 @@ from lockstep.core.batch import PAGE
 from lockstep.core.request import Request, Sample
 
 if TYPE_CHECKING:
+    from lockstep.engine.adapters import LoadedAdapter
     from lockstep.engine.emission import TextStream
     from lockstep.engine.radix import Node
     from lockstep.engine.shaping import Shaper
@@ -34,9 +35,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "blocked_tokens",
         "blocker",
-        "key",
         "lookup",
         "max_known",
         "node",
@@ -65,7 +66,8 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.num_prompt = len(request.prompt)
         self.max_known = self.num_prompt + max_tokens
-        self.key = (request.cache_salt, request.adapter)
+        self.adapter: LoadedAdapter | None = None
+        """None: the base model."""
         self.state = State.WAITING
         self.started = False
         self.num_computed = 0
@@ -83,6 +85,11 @@ class Sequence:
         self.shaper: Shaper | None = None
         self.lookup: PromptLookup | None = None
         self.text: TextStream | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Prefixes are shared among sequences of one key."""
+        return self.request.cache_salt, self.adapter.key if self.adapter is not None else ""
 
     @property
     def num_missing(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lockstep.core.adapters import AdapterRun, RowAdapter
 from lockstep.core.batch import PAGE, ForwardBatch
 from lockstep.engine.config import EnginePlan
 from lockstep.engine.pages import PageTable
@@ -96,6 +97,7 @@ class Runner:
         tokens: list[int] = []
         positions: list[int] = []
         starts, lengths, slots, gathered = [0], [], [], Gathered()
+        adapters: list[AdapterRun] = []
         for work in works:
             sequence, first = work.sequence, work.sequence.num_computed
             last = first + work.count
@@ -104,6 +106,8 @@ class Runner:
             tokens += work.drafts
             last += len(work.drafts)
             positions += range(first, last)
+            if sequence.adapter is not None:
+                _extend_run(adapters, starts[-1], len(tokens), sequence.adapter.adapter)
             starts.append(len(tokens))
             lengths.append(last)
             slots.append(sequence.slot)
@@ -116,8 +120,16 @@ class Runner:
             pages_SP=torch.from_numpy(self._table.rows_SP[slots, :num_pages]),
             num_pages=self.plan.num_pages,
             rows_R=_int64(gathered.rows),
+            adapters=tuple(adapters),
         )
         return batch, gathered
+
+
+def _extend_run(runs: list[AdapterRun], first: int, last: int, adapter: RowAdapter) -> None:
+    """Rows first .. last - 1 take this adapter; neighbours of one adapter are one run."""
+    if runs and runs[-1].adapter is adapter and runs[-1].last_row == first:
+        first = runs.pop().first_row
+    runs.append(AdapterRun(first, last, adapter))
 
 
 def _int64(values: list[int]) -> Tensor:
