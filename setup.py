@@ -49,49 +49,49 @@ class BuildKernels(build_ext):
             return
         folder = Path(self._folder())
         folder.mkdir(parents=True, exist_ok=True)
+        objects = ROOT / "build" / "native"
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for level in LEVELS:
-                self._build(cxx, level, folder, pool)
+            compiled = {
+                level: [pool.submit(self._compile, cxx, level, source, objects / level) for source in SOURCES]
+                for level in LEVELS
+            }
+            for level, parts in compiled.items():
+                self._link(cxx, level, [part.result() for part in parts], folder)
 
     def _folder(self) -> str:
         in_tree = self.inplace or self.editable_mode
         return str((ROOT if in_tree else Path(self.build_lib)) / "lockstep" / "kernels" / "_native")
 
-    def _build(self, cxx: str, level: str, folder: Path, pool: ThreadPoolExecutor) -> None:
-        target = folder / f"liblockstep_{level}.so"
-        headers = max((ROOT / name).stat().st_mtime for name in (*HEADERS, "setup.py"))
-        newest = max(headers, *((ROOT / name).stat().st_mtime for name in SOURCES))
+    def _compile(self, cxx: str, level: str, source: str, folder: Path) -> Path | None:
+        """The object of a source, made anew if the source, a header or this file is newer; None: it did not compile."""
+        target = folder / f"{Path(source).stem}.o"
+        newest = max((ROOT / name).stat().st_mtime for name in (source, *HEADERS, "setup.py"))
         if target.exists() and target.stat().st_mtime > newest:
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [cxx, *FLAGS, *LEVELS[level], "-c", source, "-o"]
+        return target if self._run(command, target, f"{source} of the {level} kernels did not compile") else None
+
+    def _link(self, cxx: str, level: str, objects: list[Path | None], folder: Path) -> None:
+        target = folder / f"liblockstep_{level}.so"
+        parts = [part for part in objects if part is not None]
+        if len(parts) < len(objects):
             return
-        # Object files are kept: a change in one source costs one compilation a level.
-        kept = ROOT / "build" / "native" / level
-        kept.mkdir(parents=True, exist_ok=True)
+        if target.exists() and target.stat().st_mtime > max(part.stat().st_mtime for part in parts):
+            return
+        command = [cxx, *FLAGS, "-shared", *map(str, parts), "-o"]
+        self._run(command, target, f"the {level} kernels did not link")
 
-        def compiled(source: str) -> str:
-            after = max(headers, (ROOT / source).stat().st_mtime)
-            return self._output(cxx, [*FLAGS, *LEVELS[level], "-c", source], kept / f"{Path(source).stem}.o", after)
-
-        objects = list(pool.map(compiled, SOURCES))
-        errors = [found for found in objects if found]
-        if not errors:
-            names = [str(kept / f"{Path(source).stem}.o") for source in SOURCES]
-            errors = [found for found in [self._output(cxx, [*FLAGS, "-shared", *names], target, newest)] if found]
-        if errors:
-            print(f"lockstep: the {level} kernels did not build:\n{errors[0][-2000:]}", file=sys.stderr)
-
-    def _output(self, cxx: str, arguments: list[str], target: Path, after: float) -> str:
-        """Makes `target` if it is older than `after`; returns the compiler's complaint, if that failed."""
-        if target.exists() and target.stat().st_mtime > after:
-            return ""
+    def _run(self, command: list[str], target: Path, failure: str) -> bool:
         # Written aside and renamed, so that a running process keeps the file it has mapped.
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        command = [cxx, *arguments, "-o", str(partial)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        result = subprocess.run([*command, str(partial)], cwd=ROOT, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             partial.unlink(missing_ok=True)
-            return result.stderr or f"{cxx} ended with {result.returncode}"
+            print(f"lockstep: {failure}:\n{result.stderr[-2000:]}", file=sys.stderr)
+            return False
         partial.replace(target)
-        return ""
+        return True
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self._folder()) / f"liblockstep_{level}.so") for level in LEVELS]

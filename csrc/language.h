@@ -60,6 +60,23 @@ struct LsAttention {
 // Returns -1; s for a sequence with a page outside of the pool; or -2 - s for one whose rows do not fit its context.
 LS_API int64_t ls_attention(const LsAttention* attention);
 
+// Gradients of ls_attention over whole sequences, without sinks. Work is quadratic in a sequence's length without the reuse
+// of a blocked product: for short ones.
+struct LsAttentionBackward {
+  const float* q;     // [T][H][D], tokens q_stride floats apart
+  const float* k;     // [T][G][D] contiguous, rounded as the pages are
+  const float* v;     // [T][G][D]
+  const float* dout;  // [T][H][D] contiguous
+  float* dq;          // [T][H][D] contiguous
+  float* dk;          // [T][G][D]
+  float* dv;          // [T][G][D]
+  const int32_t* seq_starts;
+  int64_t q_stride, num_seqs, num_heads, kv_heads, head_dim;
+  int64_t window;     // 0: all
+  float scale, softcap;
+};
+LS_API void ls_attention_backward(const LsAttentionBackward* call);
+
 // log softmax(logits / temperature) at one token of each row. Sums are taken for every LS_LOGPROB_BLOCK columns and joined
 // in double. Returns -1; r for a row whose maximum is not finite or that holds a NaN; or -2 - r where tokens[r] is out of
 // range.

@@ -20,13 +20,14 @@ from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.folder import load_policy
 from lockstep.models.control.policy import Policy
 from lockstep.recipes import recipe as recipe_config
-from lockstep.rl.algorithms import AlgorithmConfig, train_function, validated
+from lockstep.rl.algorithms import AlgorithmConfig, open_session, train_function, validated
 from lockstep.rl.evaluate import Evaluation
 from lockstep.rl.evaluate import evaluate as evaluate_policy
 from lockstep.rl.session import ProgressHook, Result, Session
 from lockstep.rl.video import record_episodes
 from lockstep.runs.config_json import config_from_json
 from lockstep.runs.directory import RunDirectory
+from lockstep.train import session as language
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,17 @@ class Run:
     """A finished run: where it lies and what came out."""
 
     path: Path
-    result: Result
+    result: Result | language.Result
 
     @property
     def policy(self) -> Policy:
-        """The trained policy."""
+        """The trained policy of a control run.
+
+        Raises:
+            ConfigError: the run trained a language model.
+        """
+        if isinstance(self.result, language.Result):
+            raise ConfigError(f"{self.path} holds a language model; open it with LLM({str(self.path)!r}), or serve it")
         assert self.result.policy is not None
         return self.result.policy
 
@@ -202,7 +209,7 @@ def _replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
-    session = Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
+    session = open_session(config, directory, on_progress, resume=resume)
     try:
         with directory, session, polite_stop(session):
             result = train_function(type(config).__name__)[1](config, session)
@@ -214,7 +221,7 @@ def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: Progress
 
 
 @contextmanager
-def polite_stop(session: Session) -> Iterator[None]:
+def polite_stop(session: Session | language.Session) -> Iterator[None]:
     """While inside, SIGINT and SIGTERM end the run at its next update, with a checkpoint; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -24,6 +24,8 @@ def names_language_model(argument: str) -> bool:
         parts = argument.split("/")
         is_id = len(parts) == 2 and all(parts) and "=" not in argument and not parts[0].startswith((".", "~"))
         return is_id and not Path(parts[0]).exists()
+    if (path / "model" / "config.json").is_file():
+        return True  # the directory of a run that trained one
     config = path / "config.json"
     if not config.is_file():
         return any(path.glob("*.gguf"))

@@ -16,6 +16,7 @@ from typing import Any
 from lockstep.api import train
 from lockstep.cli.train import report
 from lockstep.core.errors import DeadlineError, MissingExtraError
+from lockstep.rl.session import Result
 from lockstep.runs.plot import Curve, plot_curves
 from lockstep.runs.record import read_run
 
@@ -40,6 +41,7 @@ def main(args: Sequence[str]) -> int:
     print("\n2. serve it and ask through the Open Inference Protocol\n")
     reply = serve_once(run.path)
     print(json.dumps(reply, indent=2))
+    assert isinstance(run.result, Result)
     evaluation = run.result.evaluation
     assert evaluation is not None
     good = evaluation.mean >= TARGET_RETURN

@@ -13,9 +13,11 @@ import tyro
 from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.recipes import RECIPES, recipe, recipes
+from lockstep.rl.algorithms import is_language
 from lockstep.runs.console import ProgressDisplay, print_curve
 from lockstep.runs.directory import RunState
 from lockstep.runs.record import RunRecord, read_run
+from lockstep.train.session import Result as LanguageResult
 
 USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE ...]
        lockstep train --resume RUN
@@ -24,6 +26,21 @@ USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE
 
 
 COLUMNS = ("return", "length", "eval_return", "steps_per_s", "entropy", "approx_kl", "loss")
+LANGUAGE_COLUMNS = (
+    *(
+        "start",
+        "start_loss",
+        "eval",
+        "reward",
+        "pass_at_k",
+        "length",
+        "old_kl",
+        "entropy",
+        "clip_fraction",
+        "mismatch_max",
+    ),
+    *("rollout_tok_s", "learn_tok_s", "rollout_s", "learn_s", "publish_s", "behind", "loss"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +68,7 @@ def main(args: Sequence[str]) -> int:
         record = read_run(Path(args[1]))
         if record.state is RunState.FINISHED:
             return report_finished(record)
-        with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=COLUMNS) as display:
+        with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=columns(config)) as display:
             run = resume(args[1], on_progress=lambda step, _, metrics: display.update(step, dict(metrics)))
             display.update(run.result.steps)
         return report(run)
@@ -59,7 +76,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"{unknown_name('option', args[0], ['--list', '--resume', '--help'])}\n{USAGE}")
     name = args[0]
     output, config = _parse(name, recipe(name), args[1:])
-    with ProgressDisplay(config.run.total_steps, output.name or name, columns=COLUMNS) as display:
+    with ProgressDisplay(config.run.total_steps, output.name or name, columns=columns(config)) as display:
         run = train(
             config,
             out=output.out,
@@ -69,6 +86,11 @@ def main(args: Sequence[str]) -> int:
         )
         display.update(run.result.steps)
     return report(run)
+
+
+def columns(config: Any) -> tuple[str, ...]:
+    """Metrics that the progress display shows."""
+    return LANGUAGE_COLUMNS if is_language(config) else COLUMNS
 
 
 def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
@@ -97,10 +119,28 @@ def report_finished(record: RunRecord) -> int:
     return 0
 
 
+def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int:
+    if "reward" in record.metric_names():
+        print_curve(*record.series("reward"), title="mean reward")
+    print(f"updates          {result.steps:,} in {result.train_seconds:.1f} s")
+    if result.first is not None:
+        print(f"held out, before {result.first}")
+    if result.last is not None:
+        print(f"held out, after  {result.last}")
+    print(f"run directory    {run.path}")
+    print(
+        f"next             lockstep serve {run.path}   lockstep chat {run.path}   lockstep runs show {run.path} --samples"
+    )
+    sys.stdout.flush()
+    return 0
+
+
 def report(run: Run) -> int:
     """Print what came out and where it lies."""
     result = run.result
     record = read_run(run.path)
+    if isinstance(result, LanguageResult):
+        return _report_language(run, result, record)
     if "return" in record.metric_names():
         print_curve(*record.series("return"))
     print(f"steps            {result.steps:,} in {result.train_seconds:.2f} s of training")

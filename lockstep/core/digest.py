@@ -41,5 +41,5 @@ def _digest(named: tuple[str, Tensor]) -> bytes:
     name, tensor = named
     tensor = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-    found.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+    found.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return found.digest()

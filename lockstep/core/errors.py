@@ -11,6 +11,8 @@ LockstepError
   DeadlineError       a wait passed its deadline; names the owner and what to do
   ServingError        the server refused a request for a reason that is not the request's content
   DivergedError       training produced weights or losses that are not finite
+  WeightsError        weights did not arrive at the sampler, or a sample is of weights that were never published
+  ExactnessError      sampler and learner computed different log-probabilities where the mode promises equal ones
   StoppedError        a person or the system asked the run to stop; it was checkpointed
 """
 
@@ -74,6 +76,14 @@ class ServingError(LockstepError, RuntimeError):
 
 class DivergedError(LockstepError, ArithmeticError):
     """Training produced NaN or infinity; nothing was saved after the last good checkpoint."""
+
+
+class WeightsError(LockstepError, RuntimeError):
+    """Weights that were not delivered, or a sample whose fingerprint no publication of this run has."""
+
+
+class ExactnessError(LockstepError, ArithmeticError):
+    """The learner's log-probability of a token is not, bit for bit, the one that the sampler recorded."""
 
 
 class StoppedError(LockstepError):

@@ -17,7 +17,7 @@ def open_weights(
 
     Args:
         model: a `.gguf` file (of a split model the first), a folder with `config.json`, a folder with one `.gguf` file,
-            or `organisation/name` on the hub.
+            the directory of a run that trained a language model, or `organisation/name` on the hub.
         revision, cache, offline: of the hub.
 
     Raises:
@@ -27,6 +27,9 @@ def open_weights(
     path = Path(model)
     if path.suffix == ".gguf":
         return GGUFSource.open(path)
+    if (path / "model" / "config.json").is_file():
+        path = path / "model"
+        model = path
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:

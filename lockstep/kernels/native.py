@@ -89,6 +89,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_decoder_scratch": ([_P], _I64),
     "ls_gather_rows": ([_P, _P, _P, _I64, _P, _I64], None),
     "ls_attention": ([_P], _I64),
+    "ls_attention_backward": ([_P], None),
     "ls_token_logprobs": ([_P] * 2 + [_F32, _P] + [_I64] * 2, _I64),
     "ls_token_logprobs_backward": ([_P] * 2 + [_F32] + [_P] * 2 + [_I64] * 2, None),
     "ls_top_logprobs": ([_P, _I64] + [_P] * 2 + [_I64] * 2, _I64),

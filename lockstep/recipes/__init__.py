@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.recipes import a2c, ppo, replay
+from lockstep.recipes import a2c, language, ppo, replay
 
 RECIPES: dict[str, Callable[[], Any]] = {
+    "grpo-spell-backward": language.spell_backward,
+    "grpo-chain-sum": language.chain_sum,
+    "grpo-letter-counting": language.letter_counting,
     "ppo-cartpole": ppo.cartpole,
     "ppo-cartpole-zoo": ppo.cartpole_zoo,
     "ppo-acrobot": ppo.acrobot,

@@ -7,17 +7,22 @@ from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
-from lockstep.rl.session import Result, Session
+from lockstep.rl.lm import grpo
+from lockstep.rl.session import ProgressHook, RunConfig, Session
+from lockstep.runs.directory import RunDirectory
+from lockstep.train import session as language
 
 AlgorithmConfig = Any
-"""Any of the configs below: frozen, with parts `env` and `run`."""
+"""Any of the configs below: frozen, with a part `run`, and those of control with a part `env`."""
 
-Train = Callable[[Any, Session], Result]
+Train = Callable[[Any, Any], Any]
+"""(config, session) -> what came out."""
 
 ALGORITHMS: dict[str, tuple[type, Train]] = {
     "A2CConfig": (a2c.A2CConfig, a2c.train),
     "BCConfig": (bc.BCConfig, bc.train),
     "DQNConfig": (dqn.DQNConfig, dqn.train),
+    "GRPOConfig": (grpo.GRPOConfig, grpo.train),
     "IQLConfig": (iql.IQLConfig, iql.train),
     "PPOConfig": (ppo.PPOConfig, ppo.train),
     "SACConfig": (sac.SACConfig, sac.train),
@@ -47,3 +52,17 @@ def validated(config: AlgorithmConfig) -> AlgorithmConfig:
     if config.run.total_steps < 1:
         raise ConfigError(f"run.total_steps={config.run.total_steps}; expected at least 1")
     return config
+
+
+def open_session(
+    config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool
+) -> Session | language.Session:
+    """The session that the config's loop runs in: control counts environment steps, language counts updates."""
+    if isinstance(config.run, RunConfig):
+        return Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
+    return language.Session(config.run, directory=directory, on_progress=on_progress, resume=resume)
+
+
+def is_language(config: AlgorithmConfig) -> bool:
+    """Whether the config trains a language model."""
+    return isinstance(config.run, language.UpdatesConfig)

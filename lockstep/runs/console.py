@@ -99,7 +99,7 @@ class ProgressDisplay:
         left = (self._total - self._step) / rate if rate > 0 else math.inf
         facts = [
             f"{self._step:,}/{self._total:,}",
-            f"{rate:,.0f} steps/s",
+            f"{number_text(rate)} steps/s",
             f"took {_clock_text(now - self._start)}" if self._closed else f"ETA {_clock_text(left)}",
         ]
         names = self._columns or tuple(self._metrics)[:6]

@@ -82,8 +82,18 @@ class Learner:
         Raises:
             DivergedError: the loss or the gradient is not finite; weights and optimiser are as before the call.
         """
-        self.optimiser.zero_grad()
         total, metrics = self.accumulate(micros, loss, temperature=temperature, entropy=entropy)
+        return {**metrics, **self.apply(total)}
+
+    def apply(self, total: float = 0.0) -> dict[str, float]:
+        """The optimiser step on what `accumulate` gathered: the only moment in which weights change.
+
+        Args:
+            total: the loss, checked and handed back.
+
+        Raises:
+            DivergedError: as `step`.
+        """
         norm = self.optimiser.grad_norm()
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimiser.zero_grad()
@@ -96,12 +106,13 @@ class Learner:
         self.optimiser.zero_grad()
         if self.ema is not None:
             self.ema.update()
-        return {**metrics, "loss": total, "grad_norm": norm, "lr": lr}
+        return {"loss": total, "grad_norm": norm, "lr": lr}
 
     def accumulate(
         self, micros: Sequence[MicroBatch], loss: Loss, *, temperature: float = 1.0, entropy: bool = False
     ) -> tuple[float, dict[str, float]]:
-        """Add the micro-batches' gradients to `.grad`, without a step: (loss, metrics)."""
+        """The micro-batches' gradients in `.grad`, without a step: (loss, metrics)."""
+        self.optimiser.zero_grad()
         total, joined = 0.0, dict[str, float]()
         for micro in micros:
             if micro.num_rows == 0:

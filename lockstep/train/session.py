@@ -159,6 +159,11 @@ class Session:
         return self.step < self.config.total_steps
 
     @property
+    def restores(self) -> bool:
+        """Whether `begin` will restore a checkpoint: what only a new run does can be left out."""
+        return self.resume and self._checkpoints is not None and self._checkpoints.latest() is not None
+
+    @property
     def progress(self) -> float:
         """Fraction of the updates done, 0 to 1; schedules read it."""
         return min(self.step / self.config.total_steps, 1.0)
@@ -179,7 +184,7 @@ class Session:
     def begin(self, parts: dict[str, Stateful]) -> None:
         """Name every part of the training state; restore them when resuming."""
         self._parts = parts
-        if self.resume and self._checkpoints is not None and self._checkpoints.latest() is not None:
+        if self.restores:
             self._restore()
         if self.directory is not None:
             if self.resume:
@@ -210,6 +215,11 @@ class Session:
             if self.on_progress is not None:
                 self.on_progress(self.step, self.config.total_steps, line)
         self._clock = time.perf_counter()
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Numbers to show that are no update's, such as those of a supervised start; they are not written."""
+        if self.on_progress is not None:
+            self.on_progress(self.step, self.config.total_steps, metrics)
 
     def record(self, scores: Scores) -> None:
         """An evaluation of the weights of this step."""

@@ -20,6 +20,9 @@ from lockstep.kernels.attention.naive import Rule, rounded
 
 _BACKWARD_QUERIES = 256
 
+SHORT = 256
+"""Tokens of the longest sequence of a batch whose gradient is one compiled call. Longer ones are matrix products."""
+
 
 class _Call(ctypes.Structure):
     """LsAttention of csrc/language.h."""
@@ -37,6 +40,16 @@ class _Call(ctypes.Structure):
         ("softcap", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
+    ]
+
+
+class _BackwardCall(ctypes.Structure):
+    """LsAttentionBackward of csrc/language.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "dout", "dq", "dk", "dv", "seq_starts")],
+        *[(name, ctypes.c_int64) for name in ("q_stride", "num_seqs", "num_heads", "kv_heads", "head_dim", "window")],
+        *[("scale", ctypes.c_float), ("softcap", ctypes.c_float)],
     ]
 
 
@@ -136,6 +149,9 @@ class _Packed(torch.autograd.Function):
         q, k, v, sinks = ctx.saved_tensors
         batch, dtype, rule = ctx.facts
         dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
+        if sinks is None and int(batch.context_lens.max()) <= SHORT:
+            _short_backward(q, rounded(k, dtype), rounded(v, dtype), grads[0], (dq, dk, dv), batch, rule)
+            return dq, dk, dv, None, None, None, None
         dsinks = None if sinks is None else torch.zeros(sinks.shape)
         for a, b in itertools.pairwise(batch.seq_starts.tolist()):
             rows = slice(a, b)
@@ -144,6 +160,25 @@ class _Packed(torch.autograd.Function):
             if dsinks is not None and part is not None:
                 dsinks += part
         return dq, dk, dv, dsinks, None, None, None
+
+
+def _short_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    into: tuple[Tensor, Tensor, Tensor],
+    batch: ForwardBatch,
+    rule: Rule,
+) -> None:
+    """Writes the gradients of all sequences in one compiled call."""
+    q, k, v, dout = _heads_together(q), k.contiguous(), v.contiguous(), dout.contiguous()
+    call = _BackwardCall(
+        *(x.data_ptr() for x in (q, k, v, dout, *into, batch.seq_starts)),
+        *(q.stride(0), batch.context_lens.shape[0], q.shape[1], k.shape[1], q.shape[2], rule.window),
+        *(rule.scale, rule.softcap),
+    )
+    native.lib().ls_attention_backward(ctypes.addressof(call))
 
 
 def _through_pool(

@@ -1,1 +1,1 @@
-"""Reinforcement learning of language models."""
+"""Reinforcement learning of language models: one readable loop each, on shared rollouts, losses and publication."""

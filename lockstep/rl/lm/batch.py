@@ -1,0 +1,240 @@
+"""From scored groups to gradient steps.
+
+Who divides by what: the loss of a minibatch divides by `Counts` of that whole minibatch, so micro-batches only add up. What
+has no gradient (a group whose rewards are all equal, where nothing else pulls) is counted and not computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lockstep.core.errors import ConfigError, ExactnessError
+from lockstep.core.trajectory import Trajectory
+from lockstep.models.language import LanguageModel
+from lockstep.rl.lm.advantages import Rewards, overlong_penalty, sequence_advantages
+from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
+from lockstep.rl.lm.losses import Counts, policy_loss
+from lockstep.rl.lm.rollout import Group, RolloutConfig
+from lockstep.train.learner import Learner, Loss, Metrics
+from lockstep.train.logprobs import Logprobs, forward_logprobs
+from lockstep.train.packing import Example, MicroBatch, micro_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """What is done with a batch of scored groups."""
+
+    loss: PolicyLossConfig = field(default_factory=lambda: ALGORITHMS["dapo"])
+    """The algorithm: advantage, ratio, clip, aggregation, correction, penalties."""
+    minibatches: int = 1
+    """Optimiser steps of a pass over the batch; the first is on-policy, later ones are clipped against it."""
+    epochs: int = 1
+    """Passes over the batch."""
+    micro_tokens: int = 8192
+    """Tokens of a forward and backward pass."""
+    drop_uniform: bool = False
+    """Leave groups whose rewards are all equal out of the counts too, as DAPO's dynamic sampling does."""
+    overlong_buffer: int = 0
+    """Tokens before the limit over which the reward falls linearly by up to 1 (DAPO's soft punishment; 0: none)."""
+    exact: bool = True
+    """Demand that the learner's log-probabilities of fresh samples are the sampler's, bit for bit."""
+
+    def __post_init__(self) -> None:
+        if min(self.minibatches, self.epochs, self.micro_tokens) < 1:
+            raise ConfigError(
+                f"minibatches={self.minibatches}, epochs={self.epochs}, micro_tokens={self.micro_tokens}; expected 1 or more"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of a batch."""
+        return self.minibatches * self.epochs
+
+    @property
+    def pulls_everywhere(self) -> bool:
+        """Whether a sample without advantage has a gradient too."""
+        loss = self.loss
+        return loss.kl.coef > 0.0 or loss.entropy_coef > 0.0 or loss.value_coef > 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """The examples of one optimiser step, and what its loss divides by."""
+
+    examples: tuple[Example, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Groups as minibatches."""
+
+    minibatches: tuple[Minibatch, ...]
+    temperature: float
+    num_unscored: int
+    """Samples whose verifier failed: they teach nothing."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed in one pass."""
+        return sum(len(example.tokens) for part in self.minibatches for example in part.examples)
+
+
+def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutConfig, version: int) -> Batch:
+    """Advantages of all scored samples, then one example for each sample that has a gradient.
+
+    Args:
+        version: of the learner; samples wholly of it are held to its bits where `exact`.
+    """
+    rows = [(group, one) for group in groups for one in group.trajectories if one.score and one.score.is_scored]
+    advantages = _advantages(rows, config, rollout)
+    all_fresh = all(_is_fresh(one, version) for _, one in rows)
+    place_of = {group.number: place for place, group in enumerate(groups)}
+    examples: list[list[Example]] = [[] for _ in range(config.minibatches)]
+    counted: list[list[Example]] = [[] for _ in range(config.minibatches)]
+    for (group, one), advantage in zip(rows, advantages, strict=True):
+        part = place_of[group.number] % config.minibatches
+        example = _example(one, advantage, config, rollout, version)
+        if config.exact and config.num_steps > 1 and all_fresh:
+            # The sampler's numbers are the learner's: no forward pass is needed for what later steps are clipped against.
+            example = replace(example, columns={**example.columns, "old_logprob": example.columns["recorded_logprob"]})
+        silent = advantage == 0.0
+        if not (silent and config.drop_uniform):
+            counted[part].append(example)
+        if not silent or config.pulls_everywhere:
+            examples[part].append(example)
+    parts = [
+        Minibatch(examples=tuple(kept), counts=Counts.of(all_of))
+        for kept, all_of in zip(examples, counted, strict=True)
+        if kept
+    ]
+    total = sum(len(group.trajectories) for group in groups)
+    return Batch(minibatches=tuple(parts), temperature=rollout.temperature, num_unscored=total - len(rows))
+
+
+class Update:
+    """The gradient steps of one batch, in two parts: what needs no change of weights, and the rest.
+
+    Args:
+        reference: the policy that a KL penalty pulls to.
+    """
+
+    def __init__(
+        self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None
+    ) -> None:
+        self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
+        self._learner, self._batch, self._config = learner, batch, config
+        self._began = time.perf_counter()
+        self._total = 0.0
+        self._packed = [micro_batches(part.examples, config.micro_tokens) for part in batch.minibatches]
+        if reference is not None and config.loss.kl.coef > 0.0:
+            self._packed = [self._with(micros, "reference_logprob", reference) for micros in self._packed]
+
+    def prepare(self) -> None:
+        """The first step's gradient, and the log-probabilities that later ones are clipped against."""
+        if not self._packed:
+            return
+        if self._config.num_steps > 1 and "old_logprob" not in self._packed[0][0].columns:
+            self._packed = [self._with(micros, "old_logprob", self._learner.model) for micros in self._packed]
+        self._accumulate(0, exact=self._config.exact)
+
+    def finish(self) -> None:
+        """All optimiser steps. Metrics are of the first one, but for the clip fraction and the KL of the last."""
+        if not self._packed:
+            return
+        self.metrics |= self._learner.apply(self._total)
+        for epoch in range(self._config.epochs):
+            for place in range(len(self._packed)):
+                if epoch or place:
+                    last = self._accumulate(place, exact=False)
+                    self.metrics |= self._learner.apply(self._total)
+                    self.metrics |= {name: last[name] for name in ("clip_fraction", "old_kl", "ratio_max")}
+        seconds = time.perf_counter() - self._began
+        self.metrics |= {"learn_s": seconds, "learn_tok_s": self._batch.num_tokens * self._config.epochs / seconds}
+
+    def _accumulate(self, place: int, *, exact: bool) -> dict[str, float]:
+        loss = policy_loss(self._config.loss, self._batch.minibatches[place].counts)
+        self._total, metrics = self._learner.accumulate(
+            self._packed[place],
+            exactly(loss) if exact else loss,
+            temperature=self._batch.temperature,
+            entropy=True,
+        )
+        self.metrics = metrics | self.metrics
+        return metrics
+
+    def _with(self, micros: list[MicroBatch], column: str, model: LanguageModel) -> list[MicroBatch]:
+        found = forward_logprobs(model, micros, temperature=self._batch.temperature)
+        return [
+            replace(micro, columns={**micro.columns, column: logprob_R})
+            for micro, logprob_R in zip(micros, found, strict=True)
+        ]
+
+
+def exactly(loss: Loss) -> Loss:
+    """The loss, once the learner's log-probabilities of fresh tokens are the recorded ones to the last bit.
+
+    Raises, later:
+        ExactnessError: they are not; nothing is learned from the batch.
+    """
+
+    def checked(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        recorded_R, is_fresh_R = micro.columns["recorded_logprob"], micro.columns["fresh"]
+        wrong = ((logprobs.logprob_R.detach() != recorded_R) & (is_fresh_R > 0)).nonzero().flatten()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ExactnessError(
+                f"{len(wrong)} of {len(recorded_R)} tokens differ; the first: position {int(micro.positions_R[row])} of "
+                f"example {micro.examples[int(micro.sequence_R[row])]}, learner {float(logprobs.logprob_R[row])!r}, sampler "
+                f"{float(recorded_R[row])!r}. The weights that were sampled from are not the learner's, or a kernel depends "
+                "on the batch; exact=False corrects by importance weights instead"
+            )
+        return loss(logprobs, micro)
+
+    return checked
+
+
+def _advantages(rows: Sequence[tuple[Group, Trajectory]], config: LearnConfig, rollout: RolloutConfig) -> list[float]:
+    if not rows:
+        return []
+    rewards = []
+    for _, one in rows:
+        assert one.score is not None
+        extra = 0.0
+        if config.overlong_buffer:
+            extra = overlong_penalty(one.num_sampled, rollout.max_tokens, config.overlong_buffer)
+        rewards.append(one.score.value + extra)
+    baseline = None
+    if config.loss.advantage == "greedy_baseline":
+        scores = [group.baseline.score if group.baseline is not None else None for group, _ in rows]
+        # A greedy answer that could not be judged is no baseline: 0, the value of none.
+        baseline = torch.tensor([s.value if s is not None and s.is_scored else 0.0 for s in scores])
+    given = Rewards(
+        reward_N=torch.tensor(rewards, dtype=torch.float32),
+        group_N=torch.tensor([group.number for group, _ in rows]),
+        baseline_N=baseline,
+        k=config.loss.k,
+    )
+    return sequence_advantages(config.loss.advantage, given).tolist()
+
+
+def _example(
+    trajectory: Trajectory, advantage: float, config: LearnConfig, rollout: RolloutConfig, version: int
+) -> Example:
+    num = len(trajectory.tokens)
+    fresh = _is_fresh(trajectory, version)
+    recorded = trajectory.sampling_logprobs if rollout.is_whole_distribution else trajectory.logprobs
+    columns = {"advantage": [advantage] * num, "sampling_logprob": trajectory.sampling_logprobs}
+    if config.exact:
+        columns |= {"recorded_logprob": recorded, "fresh": [float(fresh)] * num}
+    return Example.of(trajectory.tokens, weight=[float(one) for one in trajectory.is_sampled], columns=columns)
+
+
+def _is_fresh(trajectory: Trajectory, version: int) -> bool:
+    """Whether all of it was sampled, and so all its keys computed, by this version."""
+    return all(stamp is None or stamp.version == version for stamp in trajectory.versions)

@@ -1,0 +1,99 @@
+"""Group-relative policy optimisation (Shao et al. 2024) and its kin: every algorithm of `ALGORITHMS` is this loop with
+another advantage, ratio, clip and aggregation.
+
+    roll out -> score -> advantages -> pack -> step -> publish
+
+With `staleness` 0 these follow each other; above it the roll-out of later batches runs beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lockstep import kernels
+from lockstep.envs.lm.make import TaskConfig, make_tasks
+from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
+from lockstep.rl.lm.collector import Collector
+from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
+from lockstep.rl.lm.model import ModelConfig, build
+from lockstep.rl.lm.problems import ProblemSource, reading
+from lockstep.rl.lm.publish import Publisher, SharedWeights
+from lockstep.rl.lm.report import readable, rollout_metrics
+from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
+from lockstep.rl.lm.start import StartConfig, supervised_start
+from lockstep.train.learner import Learner, LearnerConfig
+from lockstep.train.session import Result, Session, UpdatesConfig
+
+TOKENIZER_PROBLEMS = 2000
+"""Problems whose texts a new tokenizer is learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """Reinforcement of a language model without a critic."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What it learns to do."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """Supervised start."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Sampling."""
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    """Processes that score."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """Algorithm, minibatches, exactness."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Optimiser."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    run: UpdatesConfig = field(default_factory=UpdatesConfig)
+    """Length, seed, outputs."""
+    staleness: int = 0
+    """Versions that a token may be behind the learner when it is learned from; 0: synchronous, exactly on-policy."""
+
+
+def train(config: GRPOConfig, session: Session) -> Result:
+    """Roll out, score, turn scores into advantages, take gradient steps, publish the weights; repeat."""
+    if config.run.threads:
+        kernels.set_num_threads(config.run.threads)
+    folder = session.directory.path / "tokenizer" if session.directory else None
+    task, held_out = make_tasks(config.task)
+    source = ProblemSource(task, session.seed)
+    texts = (reading(source.training(number)) for number in range(TOKENIZER_PROBLEMS))
+    made = build(config.model, texts, session.seed, folder)
+    model, tokenizer = made.model, made.tokenizer
+    if not session.restores:
+        supervised_start(model, tokenizer, source, config.start, session.note)
+    learner = Learner(model, config.learner)
+    engine = new_engine(model, tokenizer, config.rollout)
+    publisher = Publisher(engine, SharedWeights(model))
+    with VerifierPool(config.verifier) as verifier:
+        rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
+        session.begin({"learner": learner})
+        publisher.publish(session.step)
+        first_digest = publisher.current.digest
+        if session.evaluation_due:
+            session.record(evaluate(model, tokenizer, held_out, verifier, config.rollout, config.evaluation)[0])
+        session.checkpoint()
+        with Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector:
+            while session.running:
+                groups, stats = collector.take(session.step)
+                behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)
+                batch = make_batch(groups, config.learn, config.rollout, session.step)
+                update = Update(learner, batch, config.learn)
+                update.prepare()
+                collector.published(session.step + 1, [update.finish, publisher.publish_next])
+                session.log_samples(readable(groups[0]))
+                session.advance(
+                    rollout_metrics(groups, stats, verifier)
+                    | update.metrics
+                    | {"behind": behind, "publish_s": publisher.seconds}
+                )
+                if session.evaluation_due:
+                    session.record(evaluate(model, tokenizer, held_out, verifier, config.rollout, config.evaluation)[0])
+                session.checkpoint()
+    digests = {"first": first_digest, "last": publisher.current.digest}
+    return session.finish(lambda path, results: made.write(path, results, path.parent.name), digests=digests)

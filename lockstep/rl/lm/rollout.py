@@ -1,0 +1,330 @@
+"""Episodes from an engine: groups of samples, one group a problem.
+
+    collect(groups) -> add requests -> engine.step ... -> an episode of several turns goes on as a new request whose
+    prompt is all of its tokens so far -> verdicts of the verifier -> groups, in the order asked for
+
+Sampling noise is keyed by (run seed, group, sample, turn): a group's texts do not depend on what else is in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from lockstep.core.errors import ConfigError, InputError
+from lockstep.core.request import FinishReason, Request, Sample, WeightsVersion
+from lockstep.core.sampling import SamplingParams
+from lockstep.core.trajectory import Problem, Score, Trajectory
+from lockstep.engine.config import EngineConfig
+from lockstep.engine.engine import Engine
+from lockstep.envs.lm.task import Episode, EpisodeTask, Task, Turn
+from lockstep.envs.lm.verify import VerifierPool
+from lockstep.models.language import LanguageModel
+from lockstep.rl.lm.problems import AnyTask
+from lockstep.tokenize.chat import ChatTemplate
+from lockstep.tokenize.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How texts are sampled for learning."""
+
+    groups: int = 16
+    """Problems of an update."""
+    group_size: int = 8
+    """Samples of each problem."""
+    max_tokens: int = 64
+    """Tokens that the model may write in a turn."""
+    max_turns: int = 8
+    """Turns of an episode, where the task has several."""
+    temperature: float = 1.0
+    """Of sampling; the learner's log-probabilities are of the same distribution."""
+    top_p: float = 1.0
+    """Nucleus sampling (1: all tokens)."""
+    top_k: int = 0
+    """Most probable tokens kept (0: all)."""
+    min_p: float = 0.0
+    """Least probability relative to the largest (0: all)."""
+    greedy_baseline: bool = False
+    """Also take each problem's greedy answer (ReMax)."""
+    max_sequences: int = 256
+    """Samples that run at the same time."""
+    memory_mb: int = 512
+    """Memory of keys and values, MB."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step of the engine: all texts, and room for prompts."""
+        return 2 * self.max_sequences + 512
+
+    @property
+    def is_whole_distribution(self) -> bool:
+        """Whether every token may be drawn: no truncation."""
+        return self.top_p == 1.0 and self.top_k == 0 and self.min_p == 0.0
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Samples of one problem."""
+
+    number: int
+    """Which group of the run."""
+    problem: Problem
+    trajectories: list[Trajectory]
+    baseline: Trajectory | None = None
+    """The greedy answer, where an algorithm subtracts its reward."""
+
+
+@dataclass
+class RolloutStats:
+    """Of one collection."""
+
+    seconds: float = 0.0
+    verify_seconds: float = 0.0
+    num_sampled: int = 0
+    num_prompt_tokens: int = 0
+    num_cached: int = 0
+    """Prompt tokens that came from the prefix cache."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A sample in the air: its trajectory, and the game it plays if there are several turns."""
+
+    trajectory: Trajectory
+    problem: Problem
+    group: int
+    episode: Episode | None
+    turn: int = 0
+    reward: float = 0.0
+    """Of the turns so far."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A group that is being sampled."""
+
+    problem: Problem
+    num_open: int
+    trajectories: list[Trajectory] = field(default_factory=list)
+
+
+class Rollouts:
+    """Samples groups by an engine that nobody else steps.
+
+    Args:
+        engine: with a tokenizer.
+        task: judges what is written; one of several turns plays its episodes here.
+        problem: of a group, by its number.
+        verifier: processes that run the task's verifier.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: AnyTask,
+        problem: Callable[[int], Problem],
+        verifier: VerifierPool,
+        config: RolloutConfig,
+        seed: int,
+    ) -> None:
+        assert engine.tokenizer is not None
+        self.engine, self.task, self.verifier, self.config = engine, task, verifier, config
+        self._problem = problem
+        self.stats = RolloutStats()
+        self.prompts = PromptEncoder(engine.tokenizer)
+        self._seed = seed
+        self._flights: dict[tuple[str, int], _Flight] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._done: dict[int, Group] = {}
+
+    def start(self, number: int) -> None:
+        """Begins a group; `advance` moves it."""
+        problem, config = self._problem(number), self.config
+        prompt = self.prompts.first(problem)
+        request = Request(id=f"g{number}", prompt=prompt, params=self._params(number, n=config.group_size))
+        self._pending[number] = _Pending(problem, config.group_size + config.greedy_baseline)
+        samples = self.engine.add(request)
+        if config.greedy_baseline:
+            greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
+            samples += self.engine.add(Request(id=f"g{number}.greedy", prompt=prompt, params=greedy))
+        for place, sample in enumerate(samples):
+            episode = self.task.episode(problem.index) if isinstance(self.task, EpisodeTask) else None
+            if episode is not None:
+                episode.start()
+            trajectory = Trajectory(
+                problem=problem.index,
+                index=place,
+                tokens=list(prompt),
+                is_sampled=[False] * len(prompt),
+                logprobs=[0.0] * len(prompt),
+                sampling_logprobs=[0.0] * len(prompt),
+                versions=[None] * len(prompt),
+            )
+            self._flights[sample.request_id, sample.index] = _Flight(trajectory, problem, number, episode)
+        self.stats.num_prompt_tokens += len(prompt) * config.group_size
+
+    def advance(self) -> None:
+        """One step of the engine for all groups in flight; groups that end are scored."""
+        ended: list[int] = []
+        for output in self.engine.step():
+            if output.is_finished:
+                flight = self._flights.pop((output.sample.request_id, output.sample.index))
+                if self._take(flight, output.sample):
+                    pending = self._pending[flight.group]
+                    pending.num_open -= 1
+                    if pending.num_open == 0:
+                        ended.append(flight.group)
+        if ended:
+            self._score(ended)
+
+    def pop(self, number: int) -> Group | None:
+        """A finished group, once; None while it is still sampled."""
+        return self._done.pop(number, None)
+
+    def collect(self, numbers: Iterable[int]) -> list[Group]:
+        """Samples these groups to their end. Statistics are of this call."""
+        began, self.stats = time.perf_counter(), RolloutStats()
+        wanted = list(numbers)
+        for number in wanted:
+            self.start(number)
+        while any(number not in self._done for number in wanted):
+            self.advance()
+        self.stats.seconds = time.perf_counter() - began
+        return [self._done.pop(number) for number in wanted]
+
+    def abort(self) -> None:
+        """Forgets everything in flight."""
+        for request_id in {request_id for request_id, _ in self._flights}:
+            self.engine.abort(request_id)
+        while self.engine.has_work:
+            self.engine.step()
+        self._flights, self._pending, self._done = {}, {}, {}
+
+    def _take(self, flight: _Flight, sample: Sample) -> bool:
+        """Appends what was sampled. True: the episode is over."""
+        if sample.finish_reason is FinishReason.ERROR:
+            raise InputError(f"sampling failed on problem {flight.problem.index}: {sample.error}")
+        trajectory, num = flight.trajectory, len(sample.tokens)
+        trajectory.tokens += sample.tokens
+        trajectory.is_sampled += [True] * num
+        trajectory.logprobs += sample.logprobs
+        trajectory.sampling_logprobs += sample.sampling_logprobs
+        trajectory.versions += sample.versions
+        trajectory.text = sample.text
+        self.stats.num_sampled += num
+        self.stats.num_cached += sample.num_cached
+        flight.turn += 1
+        trajectory.num_turns = flight.turn
+        cut = sample.finish_reason is FinishReason.LENGTH
+        over = flight.episode is None or self._play(flight, sample, cut)
+        if over:
+            trajectory.is_truncated |= cut
+            self._pending[flight.group].trajectories.append(trajectory)
+        return over
+
+    def _play(self, flight: _Flight, sample: Sample, cut: bool) -> bool:
+        """A turn of an episode: the environment answers, and the sample goes on as a new request."""
+        episode, trajectory = flight.episode, flight.trajectory
+        assert episode is not None
+        turn = episode.step(sample.text)
+        flight.reward += turn.reward
+        if turn.is_done or cut or flight.turn >= self.config.max_turns:
+            trajectory.is_truncated = turn.is_truncated or not turn.is_done
+            trajectory.score = Score.of(flight.reward)
+            return True
+        suffix = self.prompts.more(trajectory.tokens, turn)
+        trajectory.tokens += suffix
+        trajectory.is_sampled += [False] * len(suffix)
+        trajectory.logprobs += [0.0] * len(suffix)
+        trajectory.sampling_logprobs += [0.0] * len(suffix)
+        trajectory.versions += [None] * len(suffix)
+        request = Request(
+            id=f"g{flight.group}.{trajectory.index}.{flight.turn}",
+            prompt=tuple(trajectory.tokens),
+            params=self._params(flight.group, trajectory.index, flight.turn),
+        )
+        self.engine.add(request)
+        self._flights[request.id, 0] = flight
+        return False
+
+    def _score(self, numbers: list[int]) -> None:
+        began = time.perf_counter()
+        groups = []
+        for number in numbers:
+            pending = self._pending.pop(number)
+            trajectories = sorted(pending.trajectories, key=lambda one: one.index)
+            baseline = trajectories.pop() if self.config.greedy_baseline else None
+            groups.append(Group(number=number, problem=pending.problem, trajectories=trajectories, baseline=baseline))
+        everyone = [(g.problem, one) for g in groups for one in (*g.trajectories, g.baseline) if one is not None]
+        waiting = [(problem, one) for problem, one in everyone if one.score is None]
+        if waiting:
+            assert isinstance(self.task, Task)
+            scores = self.verifier.score_all(self.task, [(problem, one.text) for problem, one in waiting])
+            for (_, one), score in zip(waiting, scores, strict=True):
+                one.score = score
+        for group in groups:
+            self._done[group.number] = group
+        self.stats.verify_seconds += time.perf_counter() - began
+
+    def _params(self, number: int, index: int = 0, turn: int = 0, n: int = 1) -> SamplingParams:
+        config = self.config
+        return SamplingParams(
+            n=n,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            seed=noise_seed(self._seed, number, index, turn),
+        )
+
+
+def new_engine(model: LanguageModel, tokenizer: Tokenizer, config: RolloutConfig) -> Engine:
+    """An engine for rollouts; what it holds is yet to be published."""
+    return Engine(
+        model,
+        tokenizer,
+        EngineConfig(max_sequences=config.max_sequences, max_queue=1 << 30, max_step_tokens=config.step_tokens),
+        memory_bytes=config.memory_mb << 20,
+        weights=WeightsVersion(-1, ""),
+    )
+
+
+class PromptEncoder:
+    """Problems and turns as token ids, append-only.
+
+    Args:
+        tokenizer: its chat template renders messages; plain prompts need none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._chat = ChatTemplate.of(tokenizer) if tokenizer.chat_template() is not None else None
+
+    def first(self, asked: Problem) -> tuple[int, ...]:
+        """Ids of what the model is asked first."""
+        if asked.messages is None:
+            assert asked.prompt is not None
+            return tuple(self._tokenizer.encode(asked.prompt, add_special=True, parse_special=False))
+        if self._chat is None:
+            raise ConfigError(
+                "the task asks in messages and the model has no chat template; give it one, or plain prompts"
+            )
+        text = self._chat.render(asked.messages)
+        return tuple(self._tokenizer.encode(text, add_special=False, parse_special=True))
+
+    def more(self, tokens: list[int], turn: Turn) -> list[int]:
+        """Ids of what a turn appends to an episode's tokens."""
+        if turn.text:
+            return self._tokenizer.encode(turn.text, add_special=False, parse_special=False)
+        raise ConfigError("this task answers in messages, which this loop cannot append yet; give its turns as text")
+
+
+def noise_seed(seed: int, group: int, index: int, turn: int) -> int:
+    """Seed of a request's sampling noise."""
+    digest = hashlib.blake2b(f"{seed}/{group}/{index}/{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2

@@ -1,0 +1,81 @@
+"""A short supervised start on the task's own reference answers, for a model that cannot answer at all yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from lockstep.core.errors import ConfigError
+from lockstep.models.language import LanguageModel
+from lockstep.rl.lm.problems import ProblemSource
+from lockstep.rl.lm.rollout import PromptEncoder
+from lockstep.tokenize.tokenizer import Tokenizer
+from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.train.logprobs import Logprobs
+from lockstep.train.optimiser import OptimiserConfig
+from lockstep.train.packing import Example, MicroBatch, micro_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Supervised steps before reinforcement."""
+
+    steps: int = 0
+    """Optimiser steps (0: none)."""
+    batch: int = 128
+    """Problems of a step."""
+    micro_tokens: int = 8192
+    """Tokens of a forward and backward pass."""
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(optimiser=OptimiserConfig(lr=2e-3)))
+    """Optimiser of the start; it is thrown away afterwards."""
+
+
+def supervised_start(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    source: ProblemSource,
+    config: StartConfig,
+    on_step: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+) -> float:
+    """Maximum likelihood of reference answers, after the prompts they answer. Returns the last step's loss in nats a token.
+
+    Training problems only, from the end of the groups' numbers, so that reinforcement meets others.
+
+    Raises:
+        ConfigError: a problem without a reference answer.
+    """
+    learner, loss = Learner(model, config.learner), float("nan")
+    for step, examples in enumerate(_batches(tokenizer, source, config)):
+        num_tokens = sum(example.num_weighted for example in examples)
+        micros = micro_batches(examples, config.micro_tokens)
+        loss = learner.step(micros, likelihood(num_tokens))["loss"]
+        on_step({"start": (step + 1) / config.steps, "start_loss": loss})
+    return loss
+
+
+def likelihood(num_tokens: int) -> Loss:
+    """Mean negative log-likelihood over `num_tokens`, the weighted tokens of the whole batch."""
+
+    def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+        return -(logprobs.logprob_R * micro.weight_R).sum() / num_tokens, {}
+
+    return loss
+
+
+def _batches(tokenizer: Tokenizer, source: ProblemSource, config: StartConfig) -> Iterator[list[Example]]:
+    prompts, end = PromptEncoder(tokenizer), tokenizer.eos_ids[:1]
+    for step in range(config.steps):
+        examples = []
+        for place in range(config.batch):
+            problem = source.training((1 << 31) - 1 - step * config.batch - place)
+            if not problem.answer:
+                raise ConfigError(
+                    f"problem {problem.index} has no reference answer, so there is nothing to start from; use start.steps=0"
+                )
+            prompt = prompts.first(problem)
+            answer = [*tokenizer.encode(problem.answer, add_special=False, parse_special=False), *end]
+            weight = [0.0] * len(prompt) + [1.0] * len(answer)
+            examples.append(Example.of([*prompt, *answer], weight=weight))
+        yield examples
