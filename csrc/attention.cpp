@@ -3,7 +3,8 @@
 // A row is one query head of one token. Its scores are chains of multiply-adds over the head dim in rising order, its sums
 // run lane by lane over blocks and are folded once at the end, its output adds keys in rising order. Keys that it may not
 // see take no part: their weight is zero in the sums, and their values are never multiplied. Which rows share a register
-// or a thread changes none of this.
+// or a thread changes none of this. Pages of codes are decoded a block at a time, whatever the number of rows.
+#include "kv_codes.h"
 #include "language.h"
 #include "pool.h"
 #include "simd.h"
@@ -267,7 +268,8 @@ struct Task {
 
   i64 heads() const { return a.num_heads / a.kv_heads; }
   i64 position(i64 t) const { return a.context_lens[seq] - (a.seq_starts[seq + 1] - t); }
-  i64 page(i64 p) const { return ((i64)a.pages[seq * a.pages_stride + p] * a.kv_heads + group) * a.head_dim * TILE; }
+  i64 cell(i64 p) const { return (i64)a.pages[seq * a.pages_stride + p] * a.kv_heads + group; }
+  i64 page(i64 p) const { return cell(p) * a.head_dim * TILE; }
 
   void pack(const Rows& rows, i64 num_rows) const {
     for (i64 row = 0; row < num_rows; row += ROWS) {
@@ -322,7 +324,8 @@ struct Task {
 
   void run() const {
     const i64 dim = a.head_dim, num_rows = num_tokens * heads(), stride = (dim + VLEN - 1) / VLEN * VLEN;
-    const bool widened = sizeof(KV) != 4 && num_rows > ROWS;
+    constexpr bool coded = IsCoded<KV>::value;
+    const bool widened = coded || (sizeof(KV) != 4 && num_rows > ROWS);
     const i64 wide = widened ? BLOCK * dim : 0, queries = (num_rows * dim + 15) / 16 * 16;
     float* memory = (float*)scratch(SCRATCH_ATTENTION, (i64)sizeof(float) * (queries + num_rows * (stride + TILE) +
                                                                             (num_rows + 15) / 16 * 16 +
@@ -338,29 +341,60 @@ struct Task {
     const i64 first_seen = position(token) + 1 - a.window;
     const i64 last = position(token + num_tokens - 1), last_page = last / TILE;
     const i64 start = (a.window > 0 && first_seen > 0 ? first_seen : 0) / BLOCK;
-    Tiles<KV> tiles;
     Tiles<float> floats;
     floats.has_ahead = false;
     for (i64 t = 0; t < TILES; t++) {
       floats.k[t] = wide_k + t * TILE * dim;
       floats.v[t] = wide_k + (TILES + t) * TILE * dim;
     }
-    for (i64 block = start; block * BLOCK <= last; block++) {
-      point_within(block, first_seen, last_page, tiles.k, tiles.v);
-      tiles.has_ahead = num_rows <= ROWS && (block + 1) * BLOCK <= last;
-      if (tiles.has_ahead) point(block + 1, last_page, tiles.k_ahead, tiles.v_ahead);
-      if (!widened) {
-        all_rows(rows, num_rows, block, tiles, s);
-        continue;
-      }
-      for (i64 t = 0; t < TILES && block * TILES + t <= last_page; t++)
-        for (i64 i = 0; i < TILE * dim; i++) {
-          wide_k[t * TILE * dim + i] = widen(tiles.k[t][i]);
-          wide_k[(TILES + t) * TILE * dim + i] = widen(tiles.v[t][i]);
+    if constexpr (coded) {
+      const i64 first_page = a.window > 0 && first_seen > 0 ? first_seen / TILE : 0;
+      for (i64 block = start; block * BLOCK <= last; block++) {
+        for (i64 t = 0; t < TILES; t++) {
+          const i64 p = block * TILES + t;
+          if (p >= first_page && p <= last_page)
+            decode(p, wide_k + t * TILE * dim, wide_k + (TILES + t) * TILE * dim);
+          if (p + TILES <= last_page) fetch(p + TILES);
         }
-      all_rows(rows, num_rows, block, floats, s);
+        all_rows(rows, num_rows, block, floats, s);
+      }
+    } else {
+      Tiles<KV> tiles;
+      for (i64 block = start; block * BLOCK <= last; block++) {
+        point_within(block, first_seen, last_page, tiles.k, tiles.v);
+        tiles.has_ahead = num_rows <= ROWS && (block + 1) * BLOCK <= last;
+        if (tiles.has_ahead) point(block + 1, last_page, tiles.k_ahead, tiles.v_ahead);
+        if (!widened) {
+          all_rows(rows, num_rows, block, tiles, s);
+          continue;
+        }
+        for (i64 t = 0; t < TILES && block * TILES + t <= last_page; t++)
+          for (i64 i = 0; i < TILE * dim; i++) {
+            wide_k[t * TILE * dim + i] = widen(tiles.k[t][i]);
+            wide_k[(TILES + t) * TILE * dim + i] = widen(tiles.v[t][i]);
+          }
+        all_rows(rows, num_rows, block, floats, s);
+      }
     }
     finish(rows, num_rows);
+  }
+
+  const uint8_t* codes(const void* pages, i64 p) const {
+    return (const uint8_t*)pages + cell(p) * KV::width(a.head_dim) * TILE;
+  }
+
+  void decode(i64 p, float* k, float* v) const {
+    const i64 scales = cell(p) * KV::SCALES * TILE;
+    decode_keys(codes(a.k_pages, p), a.k_scales + scales, a.head_dim, k, KV());
+    decode_values(codes(a.v_pages, p), a.v_scales + scales, a.head_dim, v, KV());
+  }
+
+  void fetch(i64 p) const {
+    const uint8_t *k = codes(a.k_pages, p), *v = codes(a.v_pages, p);
+    for (i64 at = 0; at < KV::width(a.head_dim) * TILE; at += 64) {
+      __builtin_prefetch(k + at, 0, 2);
+      __builtin_prefetch(v + at, 0, 2);
+    }
   }
 
   // As `point`; pages before a window may have been given back, so the first one that is needed stands in for them.
@@ -380,12 +414,18 @@ void write(const LsAttention& a, i64 seq, i64 group) {
   const i64 dim = a.head_dim, end = a.seq_starts[seq + 1];
   for (i64 t = a.seq_starts[seq]; t < end; t++) {
     const i64 at = a.context_lens[seq] - (end - t);
-    const i64 page = ((i64)a.pages[seq * a.pages_stride + at / TILE] * a.kv_heads + group) * dim * TILE;
-    KV* k = (KV*)a.k_pages + page + at % TILE;
-    KV* v = (KV*)a.v_pages + page + (at % TILE) * dim;
+    const i64 cell = (i64)a.pages[seq * a.pages_stride + at / TILE] * a.kv_heads + group;
     const float *from_k = a.k + t * a.k_stride + group * dim, *from_v = a.v + t * a.v_stride + group * dim;
-    for (i64 d = 0; d < dim; d++) narrow(from_k[d], k + d * TILE);
-    for (i64 d = 0; d < dim; d++) narrow(from_v[d], v + d);
+    if constexpr (IsCoded<KV>::value) {
+      const i64 width = KV::width(dim), page = cell * width * TILE, scales = cell * KV::SCALES * TILE + at % TILE;
+      encode(from_k, dim, (uint8_t*)a.k_pages + page + at % TILE, TILE, a.k_scales + scales, KV());
+      encode(from_v, dim, (uint8_t*)a.v_pages + page + (at % TILE) * width, 1, a.v_scales + scales, KV());
+    } else {
+      KV* k = (KV*)a.k_pages + cell * dim * TILE + at % TILE;
+      KV* v = (KV*)a.v_pages + cell * dim * TILE + (at % TILE) * dim;
+      for (i64 d = 0; d < dim; d++) narrow(from_k[d], k + d * TILE);
+      for (i64 d = 0; d < dim; d++) narrow(from_v[d], v + d);
+    }
   }
 }
 
@@ -436,9 +476,11 @@ int64_t ls_attention(const LsAttention* attention) {
     work += num * a.num_heads * a.head_dim * 2 * (a.window > 0 && a.window < length ? a.window : length);
   }
   const bool parallel = work >= SERIAL_WORK && pool_threads() > 1;
-  if (a.dtype == LS_BF16)
-    attend<bf16>(a, parallel);
-  else
-    attend<float>(a, parallel);
+  switch (a.dtype) {
+    case LS_KV_BF16: attend<bf16>(a, parallel); break;
+    case LS_KV_INT8: attend<Int8>(a, parallel); break;
+    case LS_KV_INT4: attend<Int4>(a, parallel); break;
+    default: attend<float>(a, parallel);
+  }
   return -1;
 }

@@ -80,6 +80,8 @@ struct Stack {
                               mixed,
                               place.k_pages,
                               place.v_pages,
+                              place.k_scales,
+                              place.v_scales,
                               step.seq_starts,
                               step.context_lens,
                               step.pages,

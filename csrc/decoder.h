@@ -39,6 +39,8 @@ struct LsDecoderSizes {
 struct LsDecoderPlace {
   void* k_pages;
   void* v_pages;
+  float* k_scales;  // or null: LsAttention
+  float* v_scales;
   const float* cos;
   const float* sin;
   int64_t table_rows;

@@ -38,14 +38,21 @@ LS_API void ls_gated_backward(const float* gate_up, const float* dy, float* dgat
 // Causal attention of new tokens through pages of PAGE keys: writes their keys and values, then every query reads the keys
 // of its sequence up to its own position. Sequence s owns tokens seq_starts[s] .. seq_starts[s + 1] - 1, the last of
 // context_lens[s] keys; page p of it is pages[s * pages_stride + p].
+//
+// Pages of codes: int8 holds x = scale * code with scale = max |x| / 127; int4 holds x = low + scale * code with code in
+// 0 .. 15, and dims i and ceil(D / 2) + i of a head in one byte, i in its low half. Each head of each token has its own
+// numbers. A head with an element that is not finite decodes to NaN.
 enum { LS_PAGE = 16 };
+enum LsKvDtype { LS_KV_FP32, LS_KV_BF16, LS_KV_INT8, LS_KV_INT4 };
 struct LsAttention {
   const float* q;        // [T][H][D], tokens q_stride floats apart
   const float* k;        // [T][G][D]
   const float* v;        // [T][G][D]
   float* out;            // [T][H][D] contiguous
-  void* k_pages;         // [num_pages][G][D][PAGE] of dtype
+  void* k_pages;         // [num_pages][G][D][PAGE] of dtype; of int4 ceil(D / 2) bytes for D
   void* v_pages;         // [num_pages][G][PAGE][D]
+  float* k_scales;       // beside codes [num_pages][G][PAGE] of scale, then for int4 [PAGE] of low; else null
+  float* v_scales;
   const int32_t* seq_starts;
   const int32_t* context_lens;
   const int32_t* pages;
@@ -54,7 +61,7 @@ struct LsAttention {
   int64_t num_tokens, num_seqs, num_heads, kv_heads, head_dim, num_pages;
   int64_t window;        // 0: all
   float scale, softcap;  // softcap 0: none
-  int32_t dtype;         // LsDtype of the pages
+  int32_t dtype;         // LsKvDtype of the pages
   int32_t reserved;
 };
 // Returns -1; s for a sequence with a page outside of the pool; or -2 - s for one whose rows do not fit its context.

@@ -48,12 +48,15 @@ class ModelArgs:
     """Tokens of prompt and text together; None: as many as the model knows and memory holds."""
     kv_memory_mib: int | None = None
     """Memory for keys and values, in MiB; None: half of what is free."""
+    draft: str = ""
+    """A small model of the same vocabulary that guesses ahead; texts stay the same."""
 
     def load(self, model: str, max_sequences: int) -> LLM:
         """The model, ready to generate."""
         mib = self.kv_memory_mib
         config = EngineConfig(max_context=self.max_context, max_sequences=max_sequences)
-        return LLM(model, config=config, dtype=self.dtype, memory_bytes=None if mib is None else mib * 2**20)
+        memory_bytes = None if mib is None else mib * 2**20
+        return LLM(model, config=config, dtype=self.dtype, draft=self.draft or None, memory_bytes=memory_bytes)
 
 
 @dataclass(frozen=True)

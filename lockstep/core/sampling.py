@@ -71,6 +71,15 @@ class SamplingParams:
     """Same seed, same text, whatever else runs. None: the engine draws one and reports it."""
     n: int = 1
     """Samples of one prompt; sample i draws with a seed derived from (seed, i)."""
+    best_of: int | None = None
+    """Samples drawn for each request; the n with the highest mean log-probability are returned, the best first, once all
+    have ended. None: n."""
+    beam_width: int = 0
+    """Beams of a beam search, of whose texts the n best are returned once it has ended; 0: tokens are drawn."""
+    length_penalty: float = 1.0
+    """A beam's text is worth the sum of its log-probabilities / (its number of tokens) ** length_penalty."""
+    early_stopping: bool = False
+    """A beam search ends when it has `beam_width` texts; else when no beam is better than the worst of them."""
     num_logprobs: int = 0
     """Alternatives reported with each token, beside the token's own."""
     prompt_logprobs: int | None = None
@@ -91,9 +100,27 @@ class SamplingParams:
             _range("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more, or None")
         _range("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
         _range("n", self.n, self.n >= 1, "1 or more")
+        _range("best_of", self.best_of or self.n, (self.best_of or self.n) >= self.n, f"n={self.n} or more, or None")
+        _range("length_penalty", self.length_penalty, abs(self.length_penalty) < float("inf"), "a finite number")
         _range("num_logprobs", self.num_logprobs, self.num_logprobs >= 0, "0 or more")
         if any(not text for text in self.stop):
             raise InputError("stop holds an empty string; expected non-empty strings", field="stop")
+        if self.beam_width:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        _range("beam_width", self.beam_width, self.beam_width >= max(2, self.n), f"0, or at least 2 and n={self.n}")
+        plain = SamplingParams()
+        for name in ("top_k", "top_p", "min_p", "typical_p", "best_of", "stop", "num_logprobs"):
+            got = vars(self)[name]
+            if got != vars(plain)[name]:
+                raise InputError(f"a beam search takes no {name}; got {got}, leave it out", field=name)
+        _range("temperature", self.temperature, self.temperature in (0.0, 1.0), "0 or 1 in a beam search, which draws none")
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run for a request."""
+        return self.beam_width or self.best_of or self.n
 
     @property
     def is_greedy(self) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from lockstep.core.batch import PAGE
 from lockstep.core.errors import InputError
 from lockstep.core.request import Request, Sample
 from lockstep.core.sampling import GrammarKind
 from lockstep.engine.adapters import AdapterTable
+from lockstep.engine.beams import Beams
 from lockstep.engine.config import EnginePlan
 from lockstep.engine.emission import TextStream
 from lockstep.engine.queue import Sequence, sample_seed
+from lockstep.engine.ranking import BestOf
 from lockstep.engine.shaping import Shaper, check_tokens
 from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSpec
 from lockstep.tokenize.tokenizer import Tokenizer
@@ -52,7 +55,7 @@ class Admission:
         self._seeds = random.Random(plan.seed)
 
     def sequences(self, request: Request, order: Callable[[int, int], tuple[int, int, int]]) -> list[Sequence]:
-        """One for each of the n samples.
+        """One for each of the n samples, or the more that they are chosen from.
 
         Args:
             order: place in line by priority and index.
@@ -67,7 +70,7 @@ class Admission:
         scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
         score_alternatives: list[tuple] = [] if params.prompt_logprobs is None else [()]
         sequences = []
-        for index in range(params.n):
+        for index in range(params.num_sequences):
             sample = Sample(request_id=request.id, index=index, prompt=request.prompt, seed=sample_seed(seed, index))
             sample.prompt_logprobs, sample.prompt_alternatives = scores, score_alternatives
             sequence = Sequence(request, sample, order(request.priority, index), max_tokens)
@@ -78,7 +81,23 @@ class Admission:
                 own = matcher.copy() if matcher is not None else None
                 sequence.shaper = Shaper(params, request.prompt, self._vocab_size, self._plan.eos_token_ids, own)
             sequences.append(sequence)
+        self._rank(request, sequences)
         return sequences
+
+    def _rank(self, request: Request, sequences: list[Sequence]) -> None:
+        """Who chooses among them, where a request asks for fewer samples than run."""
+        params, seed = request.params, sequences[0].sample.seed
+        if params.beam_width:
+            eos = () if params.ignore_eos else self._plan.eos_token_ids
+            tokenizer = self._tokenizer
+            reader = None if tokenizer is None else partial(TextStream, tokenizer, params)
+            beams = Beams(request, seed, sequences, frozenset({*eos, *params.stop_token_ids}), reader)
+            for sequence in sequences:
+                sequence.ranking = sequence.beams = beams
+        elif params.num_sequences > params.n:
+            ranking = BestOf(request, seed)
+            for sequence in sequences:
+                sequence.ranking = ranking
 
     def _check(self, request: Request) -> int:
         """The most tokens that a sample may have."""
@@ -100,8 +119,16 @@ class Admission:
             )
         if max(params.num_logprobs, params.prompt_logprobs or 0) > self._vocab_size:
             raise InputError(f"more alternatives wanted than {self._vocab_size} tokens there are", field="num_logprobs")
-        if params.n > plan.max_queue:
-            raise InputError(f"n={params.n} samples; the queue holds max_queue={plan.max_queue}", field="n")
+        if params.num_sequences > plan.max_queue:
+            raise InputError(
+                f"{params.num_sequences} samples (n, best_of or beam_width); the queue holds max_queue={plan.max_queue}",
+                field="n",
+            )
+        if params.beam_width > plan.max_sequences:
+            raise InputError(
+                f"beam_width={params.beam_width}; {plan.max_sequences} sequences run at the same time: use that or less",
+                field="beam_width",
+            )
         check_tokens(params, self._vocab_size, plan.eos_token_ids)
         return params.max_tokens or most
 

@@ -10,6 +10,7 @@
   between two outputs); both raise DeadlineError.
 - A client that leaves, by cancellation or by closing the generator, posts an abort; the worker runs it before the next
   step, so its pages are free within one step.
+- Idle for IDLE_S after some steps, it audits pages and references once; what does not add up is logged and kept in `faults`.
 - A step that raises ends the requests it served with that error. The engine goes on with what comes next.
 """
 
@@ -71,6 +72,9 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._closing = False
+        self.faults: tuple[str, ...] = ()
+        """What the last idle check found; empty when all is well."""
+        self._num_checked_steps = 0
         self._worker = threading.Thread(target=self._work, name="lockstep-engine", daemon=True)
 
     async def __aenter__(self) -> AsyncEngine:
@@ -194,9 +198,20 @@ class AsyncEngine:
             try:
                 self._run(self._inbox.get(timeout=IDLE_S))
             except queue.Empty:
+                self._check_idle()
                 return
         while not self._inbox.empty():
             self._run(self._inbox.get())
+
+    def _check_idle(self) -> None:
+        """Once after each busy stretch."""
+        num_steps = self._engine.counters.num_steps
+        if num_steps == self._num_checked_steps:
+            return
+        self._num_checked_steps = num_steps
+        self.faults = tuple(self._engine.audit())
+        for fault in self.faults:
+            log.error("the idle check of pages and references found: %s", fault)
 
     def _run(self, command: _Command) -> None:
         if not command.future.set_running_or_notify_cancel():

@@ -15,7 +15,7 @@ from lockstep.engine.radix import Eviction
 if TYPE_CHECKING:
     from lockstep.engine.runner import ServedModel
 
-KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint4}
 
 
 class Policy(Enum):
@@ -41,12 +41,15 @@ class EngineConfig:
     num_pages: int | None = None
     """Pages of 16 tokens in the key-value cache; None: as many as fit the memory."""
     kv_dtype: str = "auto"
-    """"auto": the model's; else float32 or bfloat16."""
+    """"auto": the model's, with which the trainer's log-probabilities equal the sampler's bit for bit; else float32,
+    bfloat16, int8 or int4. The last two round every head of a token to 255 or 16 levels: more context in the memory, at
+    log-probabilities that are no longer the trainer's."""
     policy: Policy = Policy.FCFS
     prefix_cache: bool = True
     eviction: Eviction = Eviction.LRU
-    max_draft_tokens: int = 0
-    """Most tokens guessed ahead by prompt lookup; 0: none. The text is the same either way."""
+    max_draft_tokens: int | None = None
+    """Most tokens guessed ahead, by the draft model where there is one, else by prompt lookup; 0: none. None: 5 with a
+    draft model, else 0. The text is the same either way."""
     eos_token_ids: tuple[int, ...] | None = None
     """None: the tokenizer's."""
     seed: int = 0
@@ -81,11 +84,15 @@ class EnginePlan:
     max_context: int
     num_pages: int
     page_bytes: int
+    """Of the draft model too, where there is one."""
     kv_dtype: torch.dtype
     policy: Policy
     prefix_cache: bool
     eviction: Eviction
     max_draft_tokens: int
+    has_draft: bool
+    draft_kv_dtype: torch.dtype
+    """Of the draft model's keys and values: its own, or as the config says."""
     eos_token_ids: tuple[int, ...]
     seed: int
 
@@ -95,19 +102,28 @@ class EnginePlan:
 
 
 def resolve(
-    config: EngineConfig, model: ServedModel, memory_bytes: int, eos_token_ids: tuple[int, ...] = ()
+    config: EngineConfig,
+    model: ServedModel,
+    memory_bytes: int,
+    eos_token_ids: tuple[int, ...] = (),
+    draft: ServedModel | None = None,
 ) -> EnginePlan:
     """Wishes, a model and the memory that the cache may take, made facts.
 
     Args:
         memory_bytes: for keys and values; not read when the config names `num_pages`.
         eos_token_ids: the tokenizer's, used when the config names none.
+        draft: has a page of its own for each of the model's.
 
     Raises:
-        ConfigError: the memory does not hold a page, or max_context exceeds the model's or the pool's.
+        ConfigError: guesses to be made by a draft model that is 0 of them, the memory does not hold a page, or max_context exceeds the model's or the pool's.
     """
-    dtype = model.precision.kv_dtype if config.kv_dtype == "auto" else KV_DTYPES[config.kv_dtype]
+    dtype, draft_dtype = _kv_dtype(config, model), _kv_dtype(config, draft or model)
     page_bytes = model.new_cache(1, dtype).num_bytes
+    if draft is not None:
+        page_bytes += draft.new_cache(1, draft_dtype).num_bytes
+        if config.max_draft_tokens == 0:
+            raise ConfigError("a draft model is given and max_draft_tokens=0: it would guess nothing; leave either out")
     if config.max_context is not None and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} exceeds the model's {model.max_context}; use that or less")
     wanted = config.max_context or model.max_context
@@ -134,7 +150,16 @@ def resolve(
         policy=config.policy,
         prefix_cache=config.prefix_cache,
         eviction=config.eviction,
-        max_draft_tokens=config.max_draft_tokens,
+        max_draft_tokens=(
+            config.max_draft_tokens if config.max_draft_tokens is not None else 5 if draft is not None else 0
+        ),
+        has_draft=draft is not None,
+        draft_kv_dtype=draft_dtype,
         eos_token_ids=config.eos_token_ids if config.eos_token_ids is not None else eos_token_ids,
         seed=config.seed,
     )
+
+
+def _kv_dtype(config: EngineConfig, model: ServedModel) -> torch.dtype:
+    dtype: torch.dtype = model.precision.kv_dtype if config.kv_dtype == "auto" else KV_DTYPES[config.kv_dtype]
+    return dtype

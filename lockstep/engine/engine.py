@@ -4,7 +4,7 @@
         for output in engine.step():
             ...
 
-A step is `Scheduler.plan_step` -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`.
+A step is `Scheduler.plan_step` (-> `Drafter.run`) -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from lockstep.core.request import Request, Sample, WeightsVersion
 from lockstep.engine.adapters import AdapterTable, LoadedAdapter, served_weights
 from lockstep.engine.admission import Admission
 from lockstep.engine.config import EngineConfig, EnginePlan, resolve
+from lockstep.engine.drafting import Drafter
 from lockstep.engine.emission import Emitter, Output
 from lockstep.engine.queue import Sequence, State
 from lockstep.engine.runner import Runner, ServedModel
 from lockstep.engine.sampler import Draws, Sampler
 from lockstep.engine.scheduler import Counters, Scheduler, Work
 from lockstep.engine.scoring import score_prompts
-from lockstep.engine.speculation import propose
+from lockstep.engine.speculation import Speculator, learn
 from lockstep.tokenize.tokenizer import Tokenizer
 
 
@@ -63,6 +64,8 @@ class Engine:
     Args:
         model: a `LanguageModel`.
         tokenizer: None serves ids only: no text, no stop strings.
+        draft: a smaller model of the same vocabulary that guesses ahead; texts are the same with and without it. An
+            `update` of `publish` may change its weights too.
         memory_bytes: for keys and values, where the config names no number of pages.
         weights: version and digest of what the model holds now.
     """
@@ -73,11 +76,12 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         config: EngineConfig | None = None,
         *,
+        draft: ServedModel | None = None,
         memory_bytes: int = 1 << 30,
         weights: WeightsVersion = WeightsVersion(0, ""),  # noqa: B008  (frozen)
     ) -> None:
         eos_ids = tokenizer.eos_ids if tokenizer is not None else ()
-        self.plan: EnginePlan = resolve(config or EngineConfig(), model, memory_bytes, eos_ids)
+        self.plan: EnginePlan = resolve(config or EngineConfig(), model, memory_bytes, eos_ids, draft)
         self.model = model
         self.tokenizer = tokenizer
         self.weights = weights
@@ -89,7 +93,14 @@ class Engine:
         self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer, self.adapters)
         self._runner = Runner(model, self.plan, self.scheduler.table)
         self._sampler = Sampler(self.plan.max_sequences)
+        self._speculator = Speculator(self.plan.max_draft_tokens, has_draft=draft is not None)
+        self._drafter: Drafter | None = None
+        if draft is not None:
+            self._drafter = Drafter(
+                draft, self.plan, model.vocab_size, self.scheduler.table, self._sampler, self.scheduler.counters
+            )
         self._emitter = Emitter(self.plan.eos_token_ids)
+        self.scheduler.copy_page = self._runner.copy_page
         self._live: dict[str, list[Sequence]] = {}
         self._outbox: list[Output] = []
         self._pending: _Publication | None = None
@@ -122,7 +133,8 @@ class Engine:
         sequences = self._admission.sequences(request, self.scheduler.next_order)
         self.scheduler.submit(sequences)
         self._live[request.id] = sequences
-        return [sequence.sample for sequence in sequences]
+        ranking = sequences[0].ranking
+        return ranking.results if ranking is not None else [sequence.sample for sequence in sequences]
 
     def step(self) -> list[Output]:
         """Runs one forward pass at most. Returns what it added, with what ended since the last step."""
@@ -131,10 +143,12 @@ class Engine:
             self._end_draining()
         if self.gate in (Gate.PAUSED, Gate.ASLEEP):
             return outputs
-        works = self.scheduler.plan_step(self._propose)
+        works = self.scheduler.plan_step(self._speculator)
         if not works:
             assert self.gate is Gate.DRAINING or not self._live, "sequences wait and none can run"
             return outputs
+        if self._drafter is not None:
+            self._drafter.run(works)
         hidden_RE, gathered = self._runner.run(works)
         counters = self.counters
         counters.num_steps += 1
@@ -148,6 +162,7 @@ class Engine:
         for work in works:
             if not work.draws and work.sequence.state is State.RUNNING:
                 self.scheduler.advance(work.sequence, work.sequence.num_computed + work.count)
+        self._settle_beams(outputs)
         return outputs
 
     def abort(self, request_id: str) -> bool:
@@ -162,7 +177,10 @@ class Engine:
         for sequence in sequences:
             if sequence.state is not State.FINISHED:
                 self.scheduler.finish(sequence)
-                self._outbox.append(self._emitter.abort(sequence))
+                if sequence.ranking is None:
+                    self._outbox.append(self._emitter.abort(sequence))
+        if sequences[0].ranking is not None:
+            self._outbox += sequences[0].ranking.abort()
         return True
 
     def publish(
@@ -228,6 +246,8 @@ class Engine:
         self._stop_running(PauseMode.RECOMPUTE)
         self.scheduler.tree.flush()
         self._runner.sleep()
+        if self._drafter is not None:
+            self._drafter.sleep()
         self.gate = Gate.ASLEEP
 
     def resume(self) -> None:
@@ -235,6 +255,8 @@ class Engine:
         if self.gate not in (Gate.PAUSED, Gate.ASLEEP):
             raise ConfigError(f"the engine is {self.gate.value}; only a paused or sleeping one can be resumed")
         self._runner.wake()
+        if self._drafter is not None:
+            self._drafter.wake()
         self.gate = Gate.OPEN
 
     def flush_prefixes(self) -> None:
@@ -260,6 +282,13 @@ class Engine:
                 continue
             sequence, drafts = work.sequence, work.drafts
             weights = served_weights(self.weights, sequence.adapter)
+            if sequence.beams is not None:
+                if row in draws.errors:
+                    sequence.beams.fail(draws.errors[row])
+                sequence.beams.offer(sequence, draws.candidates.get(row, []), weights)
+                self.scheduler.advance(sequence, len(sequence.tokens))
+                row += 1
+                continue
             sample, num_known, first, text, right = sequence.sample, len(sequence.tokens), sequence.num_generated, "", 0
             while True:
                 if row + right in draws.errors:
@@ -276,26 +305,32 @@ class Engine:
             if drafts:
                 self.counters.num_draft_tokens += len(drafts)
                 self.counters.num_accepted_tokens += right
-                if sequence.lookup is not None:
-                    sequence.lookup.learn(len(drafts), right)
+                learn(sequence, len(drafts), right)
+                # Keys of guesses that were wrong are not the text's.
+                sequence.num_drafted = min(sequence.num_drafted, num_known + right)
             self.counters.num_generated_tokens += num_new
             self.scheduler.advance(sequence, num_known + right)
-            outputs.append(Output(sample, first, num_new, text, sample.is_finished))
+            if sequence.ranking is None:
+                outputs.append(Output(sample, first, num_new, text, sample.is_finished))
             if sample.is_finished:
-                self._close(sequence)
+                self.scheduler.finish(sequence)
+                self._close(sequence.request.id, outputs)
 
-    def _propose(self, sequence: Sequence, most: int) -> list[int]:
-        """Guesses: what a grammar leaves no choice about, else what prompt lookup finds."""
-        forced = sequence.shaper.forced(most) if sequence.shaper is not None else []
-        if forced or self.plan.max_draft_tokens == 0:
-            return forced
-        return propose(sequence, min(most, self.plan.max_draft_tokens))
+    def _settle_beams(self, outputs: list[Output]) -> None:
+        for request_id, sequences in list(self._live.items()):
+            beams = sequences[0].beams
+            if beams is not None:
+                self.counters.num_generated_tokens += beams.settle(self.scheduler)
+                if beams.has_ended:
+                    self._close(request_id, outputs)
 
-    def _close(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        group = self._live.get(sequence.request.id, [])
-        if all(other.state is State.FINISHED for other in group):
-            self._live.pop(sequence.request.id, None)
+    def _close(self, request_id: str, outputs: list[Output]) -> None:
+        """Forgets a request whose sequences have all ended."""
+        group = self._live.get(request_id, [])
+        if group and all(sequence.state is State.FINISHED for sequence in group):
+            del self._live[request_id]
+            if group[0].ranking is not None:
+                outputs += group[0].ranking.conclude(group)
 
     def _has_started(self) -> bool:
         return bool(self.scheduler.running) or any(sequence.started for sequence in self.scheduler.waiting)

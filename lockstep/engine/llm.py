@@ -36,7 +36,8 @@ class LLM:
     Args:
         model: a GGUF file, a model folder, a hub id, or a loaded model.
         tokenizer: for a loaded model; None: prompts are ids.
-        dtype: of a model that is loaded here: "auto", "fp32", "bf16", "int8" or "int4".
+        dtype: of a model that is loaded here: "auto", "fp32", "bf16", "int8" or "int4"; of the draft too.
+        draft: a small model of the same vocabulary that guesses ahead, loaded or by name; texts stay the same.
         memory_bytes: for keys and values; None: half of what is free.
 
     Raises:
@@ -50,15 +51,22 @@ class LLM:
         config: EngineConfig | None = None,
         *,
         dtype: str = "auto",
+        draft: str | Path | LanguageModel | None = None,
         memory_bytes: int | None = None,
     ) -> None:
         if isinstance(model, str | Path):
             if tokenizer is not None:
                 raise ConfigError("a model that is loaded by name brings its own tokenizer; leave tokenizer out")
             model, tokenizer = load(model, dtype)
+        if isinstance(draft, str | Path):
+            draft = load_draft(draft, tokenizer, dtype)
         self.tokenizer = tokenizer
         self.engine = Engine(
-            model, tokenizer, config, memory_bytes=free_memory() // 2 if memory_bytes is None else memory_bytes
+            model,
+            tokenizer,
+            config,
+            draft=draft,
+            memory_bytes=free_memory() // 2 if memory_bytes is None else memory_bytes,
         )
         self._num_requests = 0
 
@@ -132,7 +140,8 @@ class LLM:
     def _has_room(self, request: Request) -> bool:
         waiting, most = len(self.engine.scheduler.waiting), self.engine.plan.max_queue
         # One that never fits is added all the same: the engine says why it cannot be.
-        return waiting + request.params.n <= most or request.params.n > most
+        num = request.params.num_sequences
+        return waiting + num <= most or num > most
 
     def _next_id(self) -> str:
         self._num_requests += 1
@@ -165,6 +174,21 @@ def load(model: str | Path, dtype: str = "auto") -> tuple[LanguageModel, Tokeniz
     else:
         tokenizer = Tokenizer.from_gguf_metadata(described)
     return load_model(source, dtype), tokenizer
+
+
+def load_draft(draft: str | Path, tokenizer: Tokenizer | None, dtype: str = "auto") -> LanguageModel:
+    """A draft model for the model whose tokenizer this is.
+
+    Raises:
+        ConfigError: its vocabulary is another one.
+    """
+    model, own = load(draft, dtype)
+    if tokenizer is not None and own.vocabulary.tokens != tokenizer.vocabulary.tokens:
+        raise ConfigError(
+            f"the draft model {draft} has a vocabulary of its own ({own.vocab_size} tokens; the served model "
+            f"{tokenizer.vocab_size}); a draft must share the vocabulary: take one of the same family"
+        )
+    return model
 
 
 def free_memory() -> int:

@@ -12,8 +12,10 @@ from lockstep.core.request import Request, Sample
 
 if TYPE_CHECKING:
     from lockstep.engine.adapters import LoadedAdapter
+    from lockstep.engine.beams import Beams
     from lockstep.engine.emission import TextStream
     from lockstep.engine.radix import Node
+    from lockstep.engine.ranking import Ranking
     from lockstep.engine.shaping import Shaper
     from lockstep.engine.speculation import PromptLookup
 
@@ -36,18 +38,22 @@ class Sequence:
 
     __slots__ = (
         "adapter",
+        "beams",
         "blocked_tokens",
         "blocker",
         "lookup",
         "max_known",
         "node",
         "num_computed",
+        "num_drafted",
         "num_prompt",
         "num_published",
         "num_scored",
         "order",
         "pages",
+        "ranking",
         "request",
+        "rests",
         "sample",
         "scores_prompt",
         "shaper",
@@ -56,6 +62,7 @@ class Sequence:
         "state",
         "text",
         "tokens",
+        "trust",
     )
 
     def __init__(self, request: Request, sample: Sample, order: tuple[int, int, int], max_tokens: int) -> None:
@@ -71,6 +78,8 @@ class Sequence:
         self.state = State.WAITING
         self.started = False
         self.num_computed = 0
+        self.num_drafted = 0
+        """Tokens whose keys are in the draft model's cache, where there is one."""
         self.num_scored = 0
         """Prompt tokens whose own row gave the log-probability of the next one."""
         self.scores_prompt = request.params.prompt_logprobs is not None and sample.index == 0
@@ -83,7 +92,15 @@ class Sequence:
         self.blocker: Sequence | None = None
         self.blocked_tokens = 0
         self.shaper: Shaper | None = None
+        self.ranking: Ranking | None = None
+        """Who chooses among the sequences of the request; None: each is a sample."""
+        self.beams: Beams | None = None
+        """The same, where it is a beam search."""
+        self.rests = False
+        """A beam that has nothing to compute until the others have offered their continuations."""
         self.lookup: PromptLookup | None = None
+        self.trust = 4
+        """Tokens guessed next time; see `speculation.learn`."""
         self.text: TextStream | None = None
 
     @property
@@ -113,7 +130,9 @@ class Sequence:
 
     @property
     def is_blocked(self) -> bool:
-        """Another sequence is computing pages which this one will share."""
+        """Another sequence is computing pages which this one will share, or it is a beam that rests."""
+        if self.rests:
+            return True
         other = self.blocker
         if other is None:
             return False

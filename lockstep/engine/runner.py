@@ -63,6 +63,44 @@ class Gathered:
     scored: list[Scored] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring tokens of a sequence, the first of them at position `first`."""
+
+    slot: int
+    first: int
+    tokens: list[int]
+
+
+def batch_of(
+    spans: list[Span],
+    table: PageTable,
+    num_pages: int,
+    rows: list[int] | None = None,
+    adapters: list[AdapterRun] | None = None,
+) -> ForwardBatch:
+    """Spans side by side, through the pages that the table has for their slots."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    starts, lengths = [0], []
+    for span in spans:
+        tokens += span.tokens
+        positions += range(span.first, span.first + len(span.tokens))
+        starts.append(len(tokens))
+        lengths.append(span.first + len(span.tokens))
+    width = (max(lengths) + PAGE - 1) // PAGE
+    return ForwardBatch(
+        tokens_T=_int64(tokens),
+        positions_T=_int64(positions),
+        seq_starts=torch.from_numpy(np.array(starts, dtype=np.int32)),
+        context_lens=torch.from_numpy(np.array(lengths, dtype=np.int32)),
+        pages_SP=torch.from_numpy(table.rows_SP[[span.slot for span in spans], :width]),
+        num_pages=num_pages,
+        rows_R=None if rows is None else _int64(rows),
+        adapters=tuple(adapters or ()),
+    )
+
+
 class Runner:
     """Makes the step's `ForwardBatch` out of the persistent table and runs the model."""
 
@@ -82,6 +120,10 @@ class Runner:
         """Gives it back."""
         self._cache = None
 
+    def copy_page(self, source: int, target: int) -> None:
+        """The keys and values of one page to another, in every layer."""
+        self._cache.copy_page(source, target)
+
     @torch.no_grad()
     def run(self, works: list[Work]) -> tuple[Tensor, Gathered]:
         """One forward pass: hidden states [R, E], and whose rows they are."""
@@ -94,35 +136,16 @@ class Runner:
         return hidden_TE.index_select(0, batch.rows_R), gathered
 
     def _gather(self, works: list[Work]) -> tuple[ForwardBatch, Gathered]:
-        tokens: list[int] = []
-        positions: list[int] = []
-        starts, lengths, slots, gathered = [0], [], [], Gathered()
+        spans, gathered, num_rows = [], Gathered(), 0
         adapters: list[AdapterRun] = []
         for work in works:
             sequence, first = work.sequence, work.sequence.num_computed
-            last = first + work.count
-            _want(gathered, work, len(tokens))
-            tokens += sequence.tokens[first:last]
-            tokens += work.drafts
-            last += len(work.drafts)
-            positions += range(first, last)
+            _want(gathered, work, num_rows)
+            spans.append(Span(sequence.slot, first, sequence.tokens[first : first + work.count] + work.drafts))
             if sequence.adapter is not None:
-                _extend_run(adapters, starts[-1], len(tokens), sequence.adapter.adapter)
-            starts.append(len(tokens))
-            lengths.append(last)
-            slots.append(sequence.slot)
-        num_pages = (max(lengths) + PAGE - 1) // PAGE
-        batch = ForwardBatch(
-            tokens_T=_int64(tokens),
-            positions_T=_int64(positions),
-            seq_starts=torch.from_numpy(np.array(starts, dtype=np.int32)),
-            context_lens=torch.from_numpy(np.array(lengths, dtype=np.int32)),
-            pages_SP=torch.from_numpy(self._table.rows_SP[slots, :num_pages]),
-            num_pages=self.plan.num_pages,
-            rows_R=_int64(gathered.rows),
-            adapters=tuple(adapters),
-        )
-        return batch, gathered
+                _extend_run(adapters, num_rows, num_rows + len(spans[-1].tokens), sequence.adapter.adapter)
+            num_rows += len(spans[-1].tokens)
+        return batch_of(spans, self._table, self.plan.num_pages, gathered.rows, adapters), gathered
 
 
 def _extend_run(runs: list[AdapterRun], first: int, last: int, adapter: RowAdapter) -> None:

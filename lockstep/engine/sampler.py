@@ -27,6 +27,15 @@ class Row:
     ahead: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that a beam could go on with, and its log-probabilities: of the raw model, and after shaping."""
+
+    token: int
+    logprob: float
+    sampling_logprob: float
+
+
 @dataclass(slots=True)
 class Draws:
     """Lists run parallel to the rows."""
@@ -39,6 +48,22 @@ class Draws:
     alternatives: list[tuple[Alternative, ...]]
     errors: dict[int, str]
     """Rows from which nothing can be drawn, and why; the lists hold anything there."""
+    candidates: dict[int, list[Candidate]]
+    """Of the rows of beams, the best first."""
+
+
+@dataclass(slots=True)
+class Picked:
+    """The draws alone."""
+
+    tokens_R: Tensor
+    sampling_R: Tensor
+    """Log-probabilities under the distribution drawn from."""
+    logits_RV: Tensor
+    """As given; a row from which nothing can be drawn is zeros."""
+    shaped_RV: Tensor
+    """After shaping."""
+    errors: dict[int, str]
 
 
 class Sampler:
@@ -52,7 +77,20 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, logits_RV: Tensor, rows: list[Row]) -> Draws:
-        """One token a row, in order: shaping, then temperature and truncation, then a draw keyed by seed and position."""
+        """One token a row, as `pick`, and how probable it was."""
+        picked = self.pick(logits_RV, rows)
+        return Draws(
+            tokens=picked.tokens_R.tolist(),
+            logprobs=token_logprobs(picked.logits_RV, picked.tokens_R).tolist(),
+            sampling_logprobs=picked.sampling_R.tolist(),
+            alternatives=alternatives(picked.logits_RV, [row.sequence.request.params.num_logprobs for row in rows]),
+            errors=picked.errors,
+            candidates=_candidates(picked, rows),
+        )
+
+    @torch.no_grad()
+    def pick(self, logits_RV: Tensor, rows: list[Row]) -> Picked:
+        """In order: shaping, then temperature and truncation, then a draw keyed by seed and position."""
         slots = np.empty(len(rows), dtype=np.int64)
         positions = np.empty(len(rows), dtype=np.int64)
         errors: dict[int, str] = {}
@@ -77,13 +115,7 @@ class Sampler:
             # One bad row must not end the others: it is found, replaced and reported.
             shaped_RV, logits_RV = _without_bad_rows(shaped_RV, errors), _without_bad_rows(logits_RV, errors)
             tokens_R, sampling_R = sample_tokens(shaped_RV, *columns)
-        return Draws(
-            tokens=tokens_R.tolist(),
-            logprobs=token_logprobs(logits_RV, tokens_R).tolist(),
-            sampling_logprobs=sampling_R.tolist(),
-            alternatives=alternatives(logits_RV, [row.sequence.request.params.num_logprobs for row in rows]),
-            errors=errors,
-        )
+        return Picked(tokens_R, sampling_R, logits_RV, shaped_RV, errors)
 
     def _columns(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """What `sample_tokens` wants beside the logits, for rows of these slots."""
@@ -97,6 +129,22 @@ class Sampler:
         self._top_k_S[slot] = params.top_k
         self._seeds_S[slot] = sequence.sample.seed
         self._bound[slot] = sequence
+
+
+def _candidates(picked: Picked, rows: list[Row]) -> dict[int, list[Candidate]]:
+    found: dict[int, list[Candidate]] = {}
+    for index, row in enumerate(rows):
+        beams = row.sequence.beams
+        if beams is None or index in picked.errors:
+            continue
+        num = min(beams.num_candidates, picked.shaped_RV.shape[1])
+        ids, values = (x[0] for x in top_logprobs(picked.shaped_RV[index : index + 1], num))
+        raw = values
+        if row.sequence.shaper is not None:
+            raw = token_logprobs(picked.logits_RV[index].expand(num, -1).contiguous(), ids)
+        triples = zip(ids.tolist(), raw.tolist(), values.tolist(), strict=True)
+        found[index] = [Candidate(*triple) for triple in triples if triple[2] > -float("inf")]
+    return found
 
 
 def _without_bad_rows(logits_RV: Tensor, errors: dict[int, str]) -> Tensor:

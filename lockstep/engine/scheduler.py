@@ -19,12 +19,7 @@ from lockstep.engine.config import EnginePlan, Policy
 from lockstep.engine.pages import PagePool, PageTable
 from lockstep.engine.queue import Sequence, State, WaitingLine
 from lockstep.engine.radix import Node, RadixTree
-
-Propose = Callable[[Sequence, int], list[int]]
-"""At most so many guesses of a sequence's next tokens."""
-
-MAX_FORCED = 16
-"""Tokens that a grammar leaves no choice about and that one step takes at most."""
+from lockstep.engine.speculation import Speculator
 
 
 @dataclass(slots=True)
@@ -36,6 +31,8 @@ class Work:
     draws: bool
     """All known tokens will be computed: the step draws the next one."""
     drafts: list[int] = field(default_factory=list)
+    num_open: int = 0
+    """Guesses that the draft model is to make, their pages in place."""
 
 
 @dataclass
@@ -51,6 +48,8 @@ class Counters:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     """Guesses that were the tokens drawn."""
+    num_draft_computed_tokens: int = 0
+    """Rows of the draft model's forward passes."""
     num_preemptions: int = 0
     num_finished: int = 0
 
@@ -69,6 +68,8 @@ class Scheduler:
         self.only_started = False
         """While the engine drains, nobody new starts."""
         self.counters = Counters()
+        self.copy_page: Callable[[int, int], None] = _copy_nothing
+        """Copies the keys and values of a page to another; the engine sets it."""
         self._arrivals = 0
 
     def next_order(self, priority: int, index: int) -> tuple[int, int, int]:
@@ -90,7 +91,7 @@ class Scheduler:
         for sequence in sequences:
             self.waiting.put(sequence)
 
-    def plan_step(self, propose: Propose | None = None) -> list[Work]:
+    def plan_step(self, speculator: Speculator | None = None) -> list[Work]:
         """The work of the next step, pages already in place; empty when nothing can run."""
         budget, works = self.plan.max_step_tokens, []
         for sequence in tuple(self.running):
@@ -108,34 +109,57 @@ class Scheduler:
                 works.append(Work(sequence, min(missing, budget), missing <= budget))
                 budget -= works[-1].count
         budget = self._admit(works, budget)
-        if propose is not None:
+        if speculator is not None:
             for work in works[:num_decoding]:
-                if budget and (self.plan.max_draft_tokens or work.sequence.shaper is not None):
-                    work.drafts = self._draft(work.sequence, propose, budget)
-                    budget -= len(work.drafts)
+                if budget and (most := speculator.most(work.sequence)):
+                    self._draft(work, speculator, min(most, budget))
+                    budget -= len(work.drafts) + work.num_open
         return works
 
     def advance(self, sequence: Sequence, num_computed: int) -> None:
         """The keys of so many tokens are in the cache; the pages this filled become everybody's."""
         sequence.num_computed = num_computed
-        while sequence.num_published < num_computed // PAGE and sequence.node is not None:
+        num_ready = min(num_computed, sequence.num_drafted) if self.plan.has_draft else num_computed
+        while sequence.num_published < num_ready // PAGE and sequence.node is not None:
             self._publish_page(sequence, sequence.node, sequence.num_published)
 
     def preempt(self, sequence: Sequence) -> None:
         """Back in line, without pages. Those it filled stay in the prefix cache for as long as nobody needs the room."""
-        self._release(sequence)
-        sequence.state = State.WAITING
-        self.waiting.put(sequence)
-        self.counters.num_preemptions += 1
+        self._drop_pages(sequence)
+        self._put_back(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         if sequence.state is State.RUNNING:
-            self._release(sequence)
+            self._drop_pages(sequence)
+            self._leave_slot(sequence)
         elif sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         sequence.state = State.FINISHED
         sequence.blocker = None
         self.counters.num_finished += 1
+
+    def branch(self, sequence: Sequence, source: Sequence) -> None:
+        """`sequence`, whose tokens are those of `source` now, goes on from its keys: full pages are shared, the last one
+        is copied. Where either holds no pages, or none is left, it waits and is recomputed."""
+        sequence.blocker = None
+        if sequence.state is not State.RUNNING:
+            return
+        num_full, partial = divmod(source.num_computed, PAGE)
+        self._drop_pages(sequence)
+        if source.state is not State.RUNNING or self.pool.num_available < (partial > 0):
+            self._put_back(sequence)
+            return
+        sequence.pages = source.pages[:num_full]
+        self.pool.hold(sequence.pages)
+        self.table.rows_SP[sequence.slot, :num_full] = sequence.pages
+        if partial:
+            self._extend(sequence, 1)
+            self.copy_page(source.pages[num_full], sequence.pages[num_full])
+        sequence.num_computed, sequence.num_published = source.num_computed, source.num_published
+        sequence.num_drafted = min(source.num_drafted, num_full * PAGE)
+        sequence.node = source.node
+        if sequence.node is not None:
+            self.tree.use(sequence.node)
 
     def set_version(self, version: int) -> None:
         """Pages of other weights are forgotten; a sequence that still reads some of them publishes no more."""
@@ -202,6 +226,7 @@ class Scheduler:
                 tree.release(node)
             return False
         sequence.num_published, sequence.num_computed = len(pages), len(pages) * PAGE
+        sequence.num_drafted = sequence.num_computed
         sequence.pages = pages
         sequence.slot = self.table.take()
         self.table.rows_SP[sequence.slot, : len(pages)] = pages
@@ -248,14 +273,16 @@ class Scheduler:
         self._extend(sequence, need)
         return True
 
-    def _draft(self, sequence: Sequence, propose: Propose, budget: int) -> list[int]:
+    def _draft(self, work: Work, speculator: Speculator, most: int) -> None:
         """Guesses that fit budget, context and the pages that are there; nobody is preempted for a guess."""
-        known = len(sequence.tokens)
-        limit = min(max(self.plan.max_draft_tokens, MAX_FORCED), budget, sequence.max_known - known - 1)
+        sequence, known = work.sequence, len(work.sequence.tokens)
         room = (len(sequence.pages) + self.pool.num_available) * PAGE - known
-        drafts = propose(sequence, min(limit, room)) if min(limit, room) > 0 else []
-        self._extend(sequence, (known + len(drafts) + PAGE - 1) // PAGE - len(sequence.pages))
-        return drafts
+        most = min(most, room, sequence.max_known - known - 1)
+        if most <= 0:
+            return
+        work.drafts, work.num_open = speculator.propose(sequence, most)
+        num_new = len(work.drafts) + work.num_open
+        self._extend(sequence, (known + num_new + PAGE - 1) // PAGE - len(sequence.pages))
 
     def _extend(self, sequence: Sequence, num: int) -> None:
         if num <= 0:
@@ -279,11 +306,23 @@ class Scheduler:
         sequence.node = child
         sequence.num_published = index + 1
 
-    def _release(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+    def _drop_pages(self, sequence: Sequence) -> None:
         self.pool.drop(sequence.pages)
         if sequence.node is not None:
             self.tree.release(sequence.node)
-        self.table.give_back(sequence.slot)
         sequence.pages, sequence.node = [], None
-        sequence.num_computed = sequence.num_published = 0
+        sequence.num_computed = sequence.num_drafted = sequence.num_published = 0
+
+    def _leave_slot(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.table.give_back(sequence.slot)
+
+    def _put_back(self, sequence: Sequence) -> None:
+        self._leave_slot(sequence)
+        sequence.state = State.WAITING
+        self.waiting.put(sequence)
+        self.counters.num_preemptions += 1
+
+
+def _copy_nothing(source: int, target: int) -> None:
+    raise AssertionError("nobody copies pages here")

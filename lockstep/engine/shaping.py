@@ -5,6 +5,7 @@ Legend: V vocabulary, U different tokens seen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,14 @@ class Shaper:
             min_tokens=params.min_tokens,
         )
         return plain != SamplingParams()
+
+    def copy(self) -> Shaper:
+        """Of the same state, to go another way from."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.copy() if self._matcher is not None else None
+        other._allowed_V = None if self._allowed_V is None else torch.empty_like(self._allowed_V)
+        other._row_of, other._ids_U, other._counts_U = dict(self._row_of), self._ids_U.copy(), self._counts_U.copy()
+        return other
 
     @property
     def is_complete(self) -> bool:

@@ -8,6 +8,8 @@ from lockstep.engine.queue import Sequence
 
 _LENGTHS = (4, 3, 2)
 """Runs of tokens that are looked up, the longest first."""
+MAX_FORCED = 16
+"""Tokens that a grammar leaves no choice about and that one step takes at most."""
 
 
 class PromptLookup:
@@ -21,8 +23,6 @@ class PromptLookup:
     def __init__(self) -> None:
         self._ends: list[dict[tuple[int, ...], int]] = [{} for _ in _LENGTHS]
         self._num_read = 0
-        self._trust = 4
-        """Tokens guessed next time: doubled when all were right, else one more than were."""
 
     def propose(self, tokens: list[int], most: int) -> list[int]:
         """Up to `most` tokens after `tokens`, which only grow from call to call."""
@@ -35,17 +35,42 @@ class PromptLookup:
         for ends, length in zip(self._ends, _LENGTHS, strict=True):
             found = ends.get(tuple(tokens[-length:]))
             if found is not None:
-                return tokens[found : found + min(most, self._trust)]
+                return tokens[found : found + most]
         return []
 
-    def learn(self, num_guessed: int, num_right: int) -> None:
-        """How the last guess fared."""
-        if num_guessed:
-            self._trust = 2 * num_guessed if num_right == num_guessed else num_right + 1
+
+class Speculator:
+    """Who guesses for a sequence, and how far ahead.
+
+    Args:
+        max_tokens: guessed ahead at most, beside those that a grammar forces.
+        has_draft: a draft model guesses, else prompt lookup does.
+    """
+
+    def __init__(self, max_tokens: int, *, has_draft: bool) -> None:
+        self.max_tokens = max_tokens
+        self.has_draft = has_draft
+
+    def most(self, sequence: Sequence) -> int:
+        """The most guesses that this sequence can have in a step; a beam's next token is not known by drawing one."""
+        if sequence.beams is not None:
+            return 0
+        return max(self.max_tokens, MAX_FORCED if sequence.shaper is not None else 0)
+
+    def propose(self, sequence: Sequence, most: int) -> tuple[list[int], int]:
+        """(guesses, how many the draft model is to make instead): what a grammar leaves no choice about comes first."""
+        forced = sequence.shaper.forced(most) if sequence.shaper is not None else []
+        most = min(most, self.max_tokens, sequence.trust)
+        if forced or most == 0:
+            return forced, 0
+        if self.has_draft:
+            return [], most
+        if sequence.lookup is None:
+            sequence.lookup = PromptLookup()
+        return sequence.lookup.propose(sequence.tokens, most), 0
 
 
-def propose(sequence: Sequence, most: int) -> list[int]:
-    """The guesses for one sequence."""
-    if sequence.lookup is None:
-        sequence.lookup = PromptLookup()
-    return sequence.lookup.propose(sequence.tokens, most)
+def learn(sequence: Sequence, num_guessed: int, num_right: int) -> None:
+    """How the last guess fared: the next is twice as long when all was right, else one longer than what was."""
+    if num_guessed:
+        sequence.trust = 2 * num_guessed if num_right == num_guessed else num_right + 1

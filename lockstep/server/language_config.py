@@ -27,6 +27,8 @@ class LanguageConfig:
     """Name that clients give as `model`; empty: the last part of the path."""
     dtype: str = "auto"
     """Of the weights: auto, fp32, bf16, int8 or int4."""
+    draft: str = ""
+    """A small model of the same vocabulary that guesses ahead: a GGUF file, a folder or a hub id; texts stay the same."""
     kv_memory_mib: int | None = None
     """Memory for keys and values, in MiB; None: half of what is free once the weights are loaded."""
     engine: EngineConfig = field(default_factory=EngineConfig)

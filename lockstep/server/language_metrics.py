@@ -91,12 +91,13 @@ class LanguageMetrics:
         self.num_generated_tokens += len(sample.tokens)
         self.num_prompt_cached_tokens += sample.num_cached
 
-    def page(self, snapshot: Snapshot | None, *, ready: bool, model: str) -> str:
+    def page(self, snapshot: Snapshot | None, *, ready: bool, model: str, num_faults: int = 0) -> str:
         """The whole page; without the engine's part while it loads."""
         lines = self.requests.lines()
         gauges: list[tuple[str, str, float]] = [
             ("ready", "1 if it can generate", int(ready)),
             ("jobs_active", "Requests whose reply is not complete", self.num_active),
+            ("engine_faults", "What the last idle check of pages and references found", num_faults),
         ]
         counters: list[tuple[str, str, float]] = [
             ("disconnects_total", "Clients that left before the end of their reply", self.num_disconnected),
@@ -120,6 +121,11 @@ class LanguageMetrics:
                 ("preemptions_total", "Samples that made room and were computed anew", counts.num_preemptions),
                 ("draft_tokens_total", "Tokens guessed ahead", counts.num_draft_tokens),
                 ("accepted_tokens_total", "Guesses that were right", counts.num_accepted_tokens),
+                (
+                    "draft_computed_tokens_total",
+                    "Rows of the draft model's forward passes",
+                    counts.num_draft_computed_tokens,
+                ),
             ]
         for kind, items in (("gauge", gauges), ("counter", counters)):
             for name, text, value in items:

@@ -25,7 +25,7 @@ from lockstep.core.request import Request
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.engine import Engine
-from lockstep.engine.llm import free_memory, load
+from lockstep.engine.llm import free_memory, load, load_draft
 from lockstep.engine.pooling import Pooling, embed
 from lockstep.kernels import set_num_threads
 from lockstep.models.language import LanguageModel
@@ -159,7 +159,8 @@ class LanguageService:
                 self._snapshot = await asyncio.wait_for(self.engine.call(Snapshot.of), HEALTH_S)
             except (ServingError, TimeoutError):
                 ready = False
-        return self.metrics.page(self._snapshot, ready=ready, model=self.name)
+        num_faults = len(self._engine.faults) if self._engine is not None else 0
+        return self.metrics.page(self._snapshot, ready=ready, model=self.name, num_faults=num_faults)
 
     def refusal(self, error: ServingError) -> Refusal:
         """What the engine refused, as an HTTP status."""
@@ -240,10 +241,12 @@ class LanguageService:
         if self.config.num_threads is not None:
             set_num_threads(self.config.num_threads)
         model, tokenizer = self._model if isinstance(self._model, tuple) else load(self._model, self.config.dtype)
+        draft = load_draft(self.config.draft, tokenizer, self.config.dtype) if self.config.draft else None
         mib = self.config.kv_memory_mib
         # Requests without a seed must not repeat themselves when the server is started again.
         wishes = replace(self.config.engine, seed=self.config.engine.seed or secrets.randbits(62))
-        return Engine(model, tokenizer, wishes, memory_bytes=free_memory() // 2 if mib is None else mib * 2**20)
+        memory_bytes = free_memory() // 2 if mib is None else mib * 2**20
+        return Engine(model, tokenizer, wishes, draft=draft, memory_bytes=memory_bytes)
 
     def _chat_template(self, tokenizer: Tokenizer | None) -> ChatTemplate | ConfigError:
         """The template, or why there is none: a model without one still completes plain prompts."""

@@ -49,13 +49,15 @@ def sampling_params(
         Refusal: a field of the wrong type, or a wish that is not met.
         InputError: a value out of range.
     """
-    for name in ("use_beam_search", "suffix", "bad_words"):
+    for name in ("suffix", "bad_words"):
         if fields.values.get(name) not in (None, False, "", []):
             raise fields.refused(name, "is not supported by this server; leave it out")
     n = fields.integer("n", 1, low=1, high=MAX_N)
-    best_of = fields.integer("best_of", n, low=1, high=MAX_N)
-    if best_of != n:
-        raise fields.refused("best_of", f"is not supported by this server; leave it out, or give n={n}")
+    best_of = fields.integer("best_of", None, low=1, high=MAX_N)
+    beam_width = fields.integer("beam_width", 0, low=0, high=MAX_N) or 0
+    if fields.flag("use_beam_search"):
+        # Servers with this field take the width from n or best_of; one beam is the most probable token each time.
+        beam_width, best_of = beam_width or max(n or 1, best_of or 1, 2), None
     top_k = fields.integer("top_k", 0, low=-1)
     seed = fields.integer("seed", None)
     return SamplingParams(
@@ -79,6 +81,10 @@ def sampling_params(
         # Some clients send -1 for a random one; the engine's seeds are not negative.
         seed=seed % 2**62 if seed is not None and seed != -1 else None,
         n=n or 1,
+        best_of=best_of,
+        beam_width=beam_width,
+        length_penalty=fields.number("length_penalty", 1.0),
+        early_stopping=fields.flag("early_stopping"),
         num_logprobs=num_logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar or guided(fields),

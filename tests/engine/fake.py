@@ -33,6 +33,9 @@ class FakeCache:
     cells_PC: np.ndarray
     num_bytes: int = 1024
 
+    def copy_page(self, source: int, target: int) -> None:
+        self.cells_PC[target] = self.cells_PC[source]
+
 
 @dataclass(frozen=True)
 class FakePrecision:

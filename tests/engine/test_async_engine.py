@@ -14,6 +14,7 @@ from lockstep.core.batch import ForwardBatch
 from lockstep.core.errors import DeadlineError, InputError, ServingError
 from lockstep.core.request import FinishReason, Request
 from lockstep.core.sampling import SamplingParams
+from lockstep.engine import async_engine
 from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.emission import Output
 from lockstep.engine.engine import Engine, PauseMode
@@ -145,6 +146,34 @@ def test_nothing_waits_for_ever() -> None:
             await asyncio.sleep(0.4)
 
     drive(work())
+
+
+def test_pages_are_checked_when_idle(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(async_engine, "IDLE_S", 0.02)
+
+    async def work() -> None:
+        inner, num_audits = Engine(FakeModel(), None, tiny()), 0
+        audit = inner.audit
+
+        def counted() -> list[str]:
+            nonlocal num_audits
+            num_audits += 1
+            return audit()
+
+        monkeypatch.setattr(inner, "audit", counted)
+        async with AsyncEngine(inner) as engine:
+            for busy in (1, 2):
+                await read(engine, ask("a"))
+                await asyncio.sleep(0.2)
+                assert num_audits == busy
+                assert engine.faults == ()
+            await engine.call(lambda inner: inner.scheduler.pool.take(1))
+            await read(engine, ask("a"))
+            await asyncio.sleep(0.2)
+            assert "1 holders by count and 0 by enumeration" in engine.faults[0]
+
+    drive(work())
+    assert "the idle check of pages and references found" in caplog.text
 
 
 def test_close_ends_streams_and_refuses_more() -> None:

@@ -13,6 +13,9 @@ from lockstep import kernels
 from lockstep.core.batch import PAGE, ForwardBatch
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.kernels import KVCache, LayerCache
+from lockstep.kernels.attention import KV_DTYPES
+from lockstep.kernels.attention.codes import decode, encode
+from lockstep.kernels.attention.naive import rounded
 
 NUM_CASES = 60
 """Random cases per level and cache dtype, each compared through five schedules."""
@@ -73,8 +76,8 @@ class Case:
 
 def poisoned(num_pages: int, case: Case) -> LayerCache:
     cache = LayerCache.allocate(num_pages, case.groups, case.dim, case.dtype)
-    cache.k.fill_(torch.nan)
-    cache.v.fill_(torch.nan)
+    for tensor in cache.tensors:
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 99)
     return cache
 
 
@@ -123,7 +126,7 @@ def scheduled(
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_any_schedule_gives_the_bits_of_the_packed_training_row(level: int, dtype: torch.dtype) -> None:
     rng = random.Random(level)
     before = kernels.num_threads()
@@ -165,7 +168,7 @@ def test_threads_and_long_contexts_do_not_change_bits() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_naive_twin_keeps_the_contract_too(seed: int) -> None:
     rng = random.Random(seed)
-    case = replace(Case.draw(rng, torch.bfloat16 if seed % 2 else torch.float32), lengths=(33, 5), dim=8)
+    case = replace(Case.draw(rng, KV_DTYPES[seed % 4]), lengths=(33, 5), dim=8 - (seed == 3))
     inputs = case.inputs()
     with kernels.force("naive"):
         assert torch.equal(scheduled(case, inputs, rng, "chunks"), case.attend(*inputs, whole(case), None))
@@ -173,7 +176,7 @@ def test_the_naive_twin_keeps_the_contract_too(seed: int) -> None:
 
 def plain(case: Case, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
     """A softmax over all keys at once, in float64."""
-    q, k, v = q.double(), k.to(case.dtype).double(), v.to(case.dtype).double()
+    q, k, v = q.double(), rounded(k, case.dtype).double(), rounded(v, case.dtype).double()
     outs, at = [], 0
     for n in case.lengths:
         rows = slice(at, at + n)
@@ -195,9 +198,9 @@ def test_every_level_is_a_softmax(level: int) -> None:
     rng = random.Random(99)
     for index in range(40):
         torch.manual_seed(index)
-        case = Case.draw(rng, rng.choice([torch.float32, torch.bfloat16]))
-        if index < 6:
-            case = replace(case, dim=(1, 96, 128, 200, 256, 64)[index])
+        case = Case.draw(rng, rng.choice(KV_DTYPES))
+        if index < 9:
+            case = replace(case, dim=(1, 96, 128, 200, 256, 64, 33, 7, 71)[index])
         q, k, v, sinks = case.inputs()
         torch.testing.assert_close(
             case.attend(q, k, v, sinks, whole(case), None), plain(case, q, k, v, sinks), rtol=1e-4, atol=2e-5
@@ -224,6 +227,32 @@ def test_gradient_matches_finite_differences() -> None:
     inputs = [x.double().requires_grad_() for x in case.inputs() if x is not None]
     batch = whole(case)
     assert torch.autograd.gradcheck(lambda q, k, v, s: case.attend(q, k, v, s, batch, None), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint4])
+@pytest.mark.parametrize("dim", [1, 7, 24, 33, 64])
+def test_codes_are_those_of_the_naive_twin(level: int, dtype: torch.dtype, dim: int) -> None:
+    case = Case((37,), 4, 2, dim, 0, 0.0, False, dtype)
+    q, k, v, _ = case.inputs()
+    k[3, 0], v[4, 1], k[5, 1] = 0.0, 2.5, 1e-38
+    k[6, 0, 0], v[7, 1, dim - 1] = torch.nan, torch.inf
+    caches = [poisoned(3, case), poisoned(3, case)]
+    with kernels.force("naive"):
+        case.attend(q, k, v, None, whole(case), caches[0])
+    case.attend(q, k, v, None, whole(case), caches[1])
+    for slow, fast in zip(caches[0].tensors, caches[1].tensors, strict=True):
+        assert torch.equal(torch.nan_to_num(slow.float(), 77.0), torch.nan_to_num(fast.float(), 77.0))
+        assert slow.dtype is fast.dtype
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.int8, 254), (torch.uint4, 15)])
+def test_a_code_is_at_most_half_a_step_away(dtype: torch.dtype, levels: int) -> None:
+    x = torch.randn(500, 3, 64) * torch.exp(torch.randn(500, 3, 1))
+    error = (decode(*encode(x, dtype), 64) - x).abs().amax(-1)
+    spread = 2 * x.abs().amax(-1) if dtype is torch.int8 else x.amax(-1) - x.amin(-1)
+    assert (error <= spread / levels / 2 * (1 + 1e-4)).all()
+    assert (error > spread / levels / 4).float().mean() > 0.9  # 64 numbers nearly always come close to half a step
+    assert torch.equal(decode(*encode(torch.zeros(2, 5), dtype), 5), torch.zeros(2, 5))
 
 
 def test_rounded_keys_pass_their_gradient_unchanged() -> None:
@@ -294,3 +323,11 @@ def test_cache_shapes() -> None:
     assert cache.layers[0].k.shape == (5, 2, 8, PAGE)
     assert cache.layers[0].v.shape == (5, 2, PAGE, 8)
     assert cache.num_bytes == 3 * 2 * 5 * 2 * 8 * PAGE * 2
+    for dtype, width, numbers in ((torch.int8, 7, 1), (torch.uint4, 4, 2)):
+        cache = KVCache.allocate(3, 5, kv_heads=2, head_dim=7, dtype=dtype)
+        assert cache.layers[0].k.shape == (5, 2, width, PAGE)
+        assert cache.num_bytes == 3 * 2 * 5 * 2 * PAGE * (width + 4 * numbers)
+        first = cache.layers[0]
+        first.put(torch.tensor([2]), torch.tensor([3]), torch.ones(1, 2, 7), torch.ones(1, 2, 7))
+        cache.copy_page(2, 4)
+        assert all(torch.equal(x[2], x[4]) for x in first.tensors)

@@ -52,14 +52,14 @@ def planes(num_rows: int, num_columns: int, group: int, bits: int) -> QuantPlane
     return QuantPlanes(codes_NK=codes, scale_NB=scale, group=group, bits=bits)
 
 
-def both(model: LanguageModel) -> tuple[Tensor, Tensor]:
+def both(model: LanguageModel, kv_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """(one call, layer by layer) over a prefill of two texts and a step of each."""
     outputs: list[Tensor] = []
     layers = model.layers
     assert isinstance(layers, DecoderLayers)
     for one_call in (True, False):
         layers._one_call = one_call
-        cache, rows = model.new_cache(4), []
+        cache, rows = model.new_cache(4, kv_dtype), []
         texts = [torch.arange(19) % 48, torch.arange(5, 12)]
         prefill = ForwardBatch.packed(texts)
         step = ForwardBatch(
@@ -89,6 +89,14 @@ def test_one_call_has_the_bits_of_the_layers(kind: str, dtype: str) -> None:
         fused, eager = both(model)
         assert torch.isfinite(fused).all()
         assert torch.equal(fused, eager)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.uint4])
+def test_one_call_reads_caches_of_codes(kv_dtype: torch.dtype) -> None:
+    model = build_model({**SIZES, "initializer_range": 0.2, **KINDS["gemma2"]}, seed=1, trainable=False)
+    fused, eager = both(model, kv_dtype)
+    assert torch.equal(fused, eager)
+    assert not torch.equal(fused, both(model)[0])
 
 
 def test_matrices_of_several_formats_in_one_projection() -> None:

@@ -1,7 +1,7 @@
 """Causal attention through a paged key-value cache: the one kernel of decoding, chunked prefill and training.
 
 A query's bits depend on the query and on the keys it may see, at their positions: not on the batch, the chunk it came in,
-the pages its keys lie in, or the number of threads.
+the pages its keys lie in, or the number of threads. A cache of codes (int8, int4) keeps this: a token's codes are its own.
 Legend: T packed tokens, H query heads, G kv heads, D head dim, S sequences, P pages.
 """
 
@@ -85,9 +85,9 @@ def _check(
         raise InputError(f"sinks are {tuple(sinks_H.shape)}; expected [{shape[1]}]", field="sinks")
     if shape[0] != len(batch.tokens_T):
         raise InputError(f"q has {shape[0]} tokens; the batch has {len(batch.tokens_T)}", field="q")
-    if cache is not None and cache.k.shape[1:3] != kv_shape[1:]:
+    if cache is not None and (cache.kv_heads, cache.head_dim) != kv_shape[1:]:
         raise InputError(
-            f"the cache holds {tuple(cache.k.shape[1:3])} (kv heads, head dim); k has {tuple(kv_shape[1:])}",
+            f"the cache holds {(cache.kv_heads, cache.head_dim)} (kv heads, head dim); k has {tuple(kv_shape[1:])}",
             field="cache",
         )
 

@@ -18,6 +18,8 @@ from lockstep.kernels import native
 from lockstep.kernels.attention.cache import LayerCache
 from lockstep.kernels.attention.naive import Rule, rounded
 
+KV_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint4: 3}
+"""LsKvDtype of csrc/language.h."""
 _BACKWARD_QUERIES = 256
 
 SHORT = 256
@@ -28,7 +30,7 @@ class _Call(ctypes.Structure):
     """LsAttention of csrc/language.h."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "k_pages", "v_pages")],
+        *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "k_scales", "v_scales")],
         *[(name, ctypes.c_void_p) for name in ("seq_starts", "context_lens", "pages", "sinks")],
         *[(name, ctypes.c_int64) for name in ("q_stride", "k_stride", "v_stride", "pages_stride")],
         *[
@@ -87,6 +89,8 @@ def paged(
         out.data_ptr(),
         cache.k.data_ptr(),
         cache.v.data_ptr(),
+        None if cache.k_scale is None else cache.k_scale.data_ptr(),
+        None if cache.v_scale is None else cache.v_scale.data_ptr(),
         starts.data_ptr(),
         lengths.data_ptr(),
         pages.data_ptr(),
@@ -104,7 +108,7 @@ def paged(
         rule.window,
         rule.scale,
         rule.softcap,
-        1 if cache.k.dtype is torch.bfloat16 else 0,
+        KV_CODES[cache.dtype],
     )
     bad = native.lib().ls_attention(ctypes.addressof(call))
     if bad != -1:

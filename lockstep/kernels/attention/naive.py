@@ -17,6 +17,7 @@ from torch.nn import functional
 from lockstep.core.batch import PAGE, ForwardBatch
 from lockstep.core.errors import InputError
 from lockstep.kernels.attention.cache import LayerCache
+from lockstep.kernels.attention.codes import NUM_SCALES, decode, encode
 from lockstep.kernels.folding import fold_sum
 
 BLOCK = 4 * PAGE
@@ -39,6 +40,8 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if dtype in NUM_SCALES:
+            return decode(*encode(x.float(), dtype), x.shape[-1]).to(x.dtype)
         return x.to(dtype).to(x.dtype)
 
     @staticmethod
@@ -109,8 +112,7 @@ def write(k_TGD: Tensor, v_TGD: Tensor, batch: ForwardBatch, cache: LayerCache, 
             )
         position = torch.arange(length - num, length)
         page, slot = batch.pages_SP[s].to(torch.int64)[position // PAGE], position % PAGE
-        cache.k[page, :, :, slot] = k_TGD[starts[s] : starts[s + 1]].detach().to(cache.k.dtype)
-        cache.v[page, :, slot] = v_TGD[starts[s] : starts[s + 1]].detach().to(cache.v.dtype)
+        cache.put(page, slot, k_TGD[starts[s] : starts[s + 1]], v_TGD[starts[s] : starts[s + 1]])
 
 
 @torch.no_grad()
@@ -134,8 +136,7 @@ def paged(
         # Pages before a window may have been given back; what stands there is masked.
         page = batch.pages_SP[s, : (length + PAGE - 1) // PAGE].to(torch.int64).clamp(0, cache.num_pages - 1)
         first = max(0, length - len(q) + 1 - rule.window) // PAGE * PAGE if rule.window else 0
-        k = cache.k[page].permute(0, 3, 1, 2).flatten(0, 1)[:length].to(q.dtype)
-        v = cache.v[page].transpose(1, 2).flatten(0, 1)[:length].to(q.dtype)
+        k, v = cache.read(page, length, q.dtype)
         k[:first], v[:first] = 0.0, 0.0
         out[starts[s] : starts[s + 1]] = _sequence(q, k, v, length - len(q), rule, sinks_H)
     return out

@@ -20,7 +20,7 @@ from lockstep.core.errors import InputError
 from lockstep.kernels import native
 from lockstep.kernels.activation.cpu import GATES
 from lockstep.kernels.attention.cache import LayerCache
-from lockstep.kernels.attention.cpu import refused
+from lockstep.kernels.attention.cpu import KV_CODES, refused
 from lockstep.kernels.packed_linear import PackedWeight
 
 MAX_PACKS = 3
@@ -103,7 +103,7 @@ class _Sizes(ctypes.Structure):
 
 
 class _Place(ctypes.Structure):
-    _fields_ = [*[(name, _P) for name in ("k_pages", "v_pages", "cos", "sin")], ("table_rows", _I64)]
+    _fields_ = [*[(name, _P) for name in ("k_pages", "v_pages", "k_scales", "v_scales", "cos", "sin")], ("table_rows", _I64)]
 
 
 class _Step(ctypes.Structure):
@@ -144,11 +144,14 @@ class DecoderStack:
         self._check(x_TE, batch, caches)
         sizes_c = _Sizes(
             *(sizes.width, sizes.num_heads, sizes.kv_heads, sizes.head_dim, sizes.hidden, angles[0][0].shape[1]),
-            *(GATES[sizes.gate], 1 if first.k.dtype is torch.bfloat16 else 0),
+            *(GATES[sizes.gate], KV_CODES[first.dtype]),
         )
         places = (_Place * len(caches))(
             *[
-                _Place(cache.k.data_ptr(), cache.v.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[0])
+                _Place(
+                    *(cache.k.data_ptr(), cache.v.data_ptr(), _address(cache.k_scale), _address(cache.v_scale)),
+                    *(cos.data_ptr(), sin.data_ptr(), cos.shape[0]),
+                )
                 for cache, (cos, sin) in zip(caches, angles, strict=True)
             ]
         )
@@ -174,9 +177,9 @@ class DecoderStack:
 
     def _check(self, x_TE: Tensor, batch: ForwardBatch, caches: Sequence[LayerCache]) -> None:
         sizes, first = self.sizes, caches[0]
-        if len(caches) != len(self.layers) or first.k.shape[1:3] != (sizes.kv_heads, sizes.head_dim):
+        if len(caches) != len(self.layers) or (first.kv_heads, first.head_dim) != (sizes.kv_heads, sizes.head_dim):
             raise InputError(
-                f"the cache has {len(caches)} layers of {tuple(first.k.shape[1:3])} (kv heads, head dim); expected "
+                f"the cache has {len(caches)} layers of {(first.kv_heads, first.head_dim)} (kv heads, head dim); expected "
                 f"{len(self.layers)} of {(sizes.kv_heads, sizes.head_dim)}",
                 field="cache",
             )

@@ -249,6 +249,21 @@ def test_stop_strings_bias_and_bounds(client: Any) -> None:
     )
 
 
+def test_best_of_and_beam_search(client: Any, http: httpx.Client, llm: LLM) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 9}
+    reply = client.completions.create(**ask, n=2, best_of=5, seed=3)
+    assert [choice.index for choice in reply.choices] == [0, 1]
+    (drawn,) = llm.generate("hello", SamplingParams(max_tokens=9, n=5, seed=3))
+    drawn.sort(key=lambda sample: -sum(sample.logprobs) / len(sample.logprobs))
+    assert [choice.text for choice in reply.choices] == [sample.text for sample in drawn[:2]]
+    (found,) = llm.generate("hello", SamplingParams(max_tokens=9, n=2, beam_width=4, length_penalty=0.5))
+    wish = {"beam_width": 4, "use_beam_search": True, "length_penalty": 0.5}
+    beams = client.completions.create(**ask, n=2, extra_body=wish)
+    assert [choice.text for choice in beams.choices] == [sample.text for sample in found]
+    chunks = client.completions.create(**ask, stream=True, extra_body=wish)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == found[0].text
+
+
 @pytest.mark.parametrize(
     ("body", "param", "status"),
     [
@@ -260,7 +275,9 @@ def test_stop_strings_bias_and_bounds(client: Any) -> None:
         ({"prompt": [[1], "a", {}]}, "prompt", 400),
         ({"prompt": [100000]}, "prompt", 400),
         ({"prompt": "a", "suffix": "b"}, "suffix", 400),
-        ({"prompt": "a", "best_of": 3}, "best_of", 400),
+        ({"prompt": "a", "n": 3, "best_of": 2}, "best_of", 400),
+        ({"prompt": "a", "use_beam_search": True, "top_p": 0.5}, "top_p", 400),
+        ({"prompt": "a", "beam_width": 1}, "beam_width", 400),
         ({"prompt": "a", "n": 0}, "n", 400),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", 400),
         ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", 400),
