@@ -14,6 +14,7 @@ BENCHES = {
     ),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
+    "soak": ("lockstep.cli.bench_soak", "an engine under mixed traffic for minutes: memory, pages, texts"),
     "server": ("lockstep.cli.bench_server", "policy server under concurrent clients"),
 }
 

@@ -115,7 +115,9 @@ class SamplingParams:
             got = vars(self)[name]
             if got != vars(plain)[name]:
                 raise InputError(f"a beam search takes no {name}; got {got}, leave it out", field=name)
-        _range("temperature", self.temperature, self.temperature in (0.0, 1.0), "0 or 1 in a beam search, which draws none")
+        _range(
+            "temperature", self.temperature, self.temperature in (0.0, 1.0), "0 or 1 in a beam search, which draws none"
+        )
 
     @property
     def num_sequences(self) -> int:

@@ -116,7 +116,8 @@ def resolve(
         draft: has a page of its own for each of the model's.
 
     Raises:
-        ConfigError: guesses to be made by a draft model that is 0 of them, the memory does not hold a page, or max_context exceeds the model's or the pool's.
+        ConfigError: a draft model that shall guess nothing, the memory does not hold a page, or max_context exceeds the
+            model's or the pool's.
     """
     dtype, draft_dtype = _kv_dtype(config, model), _kv_dtype(config, draft or model)
     page_bytes = model.new_cache(1, dtype).num_bytes

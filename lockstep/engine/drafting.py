@@ -37,7 +37,13 @@ class Drafter:
     """
 
     def __init__(
-        self, draft: ServedModel, plan: EnginePlan, vocab_size: int, table: PageTable, sampler: Sampler, counters: Counters
+        self,
+        draft: ServedModel,
+        plan: EnginePlan,
+        vocab_size: int,
+        table: PageTable,
+        sampler: Sampler,
+        counters: Counters,
     ) -> None:
         if draft.vocab_size != vocab_size:
             raise ConfigError(

@@ -25,6 +25,7 @@ from lockstep.server.dialects.openai_completions import Completion
 from lockstep.server.dialects.openai_embeddings import embeddings
 from lockstep.server.dialects.openai_envelope import openai_error, openai_error_frame
 from lockstep.server.dialects.openai_responses import ResponseExchange, responses_error_frame
+from lockstep.server.dialects.scores import rerank, score
 from lockstep.server.dialects.tokens import detokenize, tokenize
 from lockstep.server.language_config import LanguageConfig
 from lockstep.server.limits import BodyReader, Disconnected, check_key, decoded, parse_json
@@ -41,6 +42,10 @@ GENERATING: dict[str, tuple[Make, ErrorReply, ErrorFrame]] = {
 }
 ANSWERING: dict[str, Callable[[LanguageService, dict[str, Any]], Awaitable[Any]]] = {
     "/v1/embeddings": embeddings,
+    "/score": score,
+    "/v1/score": score,
+    "/rerank": rerank,
+    "/v1/rerank": rerank,
     "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError
 from lockstep.core.request import Request, Sample
-from lockstep.core.sampling import GrammarKind, GrammarSpec, SamplingParams
+from lockstep.core.sampling import SamplingParams
 from lockstep.engine import engine as engine_module
 from lockstep.engine.config import EngineConfig, resolve
 from lockstep.engine.engine import Engine, Gate, PauseMode

@@ -4,7 +4,7 @@ and thread counts."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -82,7 +82,9 @@ def requests(rng: random.Random, num: int) -> list[Request]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_engine_and_learner_agree_bit_for_bit(model: LanguageModel, seed: int) -> None:
+def test_engine_and_learner_agree_bit_for_bit(
+    model: LanguageModel, seed: int, tried: Callable[[str, int], None]
+) -> None:
     rng = random.Random(seed)
     wanted = requests(rng, 6)
     texts, num_scored, num_cached = [], 0, 0
@@ -107,6 +109,10 @@ def test_engine_and_learner_agree_bit_for_bit(model: LanguageModel, seed: int) -
                 assert sample.prompt_logprobs == [None, *expected[:split]]
                 num_scored += 1
         texts.append([sample.tokens for sample in samples])
+        tried("engine: log-probabilities of tokens against the learner's", sum(len(text) for text in texts[-1]))
+        tried(
+            "engine: samples against the learner, over pools, chunks, hits, preemptions, guesses, threads", len(samples)
+        )
     assert texts[0] == texts[1]
     assert num_scored > 0
     assert num_cached > 0

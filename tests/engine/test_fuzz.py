@@ -4,6 +4,7 @@ lost, and every text is the one that the oracle computes without an engine."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import groupby
 
 import pytest
@@ -113,7 +114,12 @@ class Traffic:
     ],
 )
 def test_no_page_is_lost_and_no_text_changes(
-    seed: int, policy: Policy, eviction: Eviction, drafts: int, pages: int
+    seed: int,
+    policy: Policy,
+    eviction: Eviction,
+    drafts: int,
+    pages: int,
+    tried: Callable[[str, int], None],
 ) -> None:
     rng, model = random.Random(seed), FakeModel()
     config = tiny(
@@ -150,3 +156,5 @@ def test_no_page_is_lost_and_no_text_changes(
     assert counters.num_cached_tokens > 1000
     assert engine.scheduler.tree.num_evicted > 100
     assert (counters.num_accepted_tokens > 100) == (drafts > 0)
+    tried("engine: steps of fuzz with every text against the oracle and no page lost", counters.num_steps)
+    tried("engine: samples of fuzz", traffic.num_samples)

@@ -4,6 +4,7 @@ bounded and falls with the bits, and the pool holds the pages that the plan says
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ def served(model: LanguageModel, wanted: list[Request], rng: random.Random, **ch
 
 
 @pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
-def test_texts_do_not_depend_on_what_else_runs(model: LanguageModel, kv_dtype: str) -> None:
+def test_texts_do_not_depend_on_what_else_runs(
+    model: LanguageModel, kv_dtype: str, tried: Callable[[str, int], None]
+) -> None:
     rng = random.Random(3)
     wanted = requests(rng, 6)
     set_num_threads(2)
@@ -49,6 +52,7 @@ def test_texts_do_not_depend_on_what_else_runs(model: LanguageModel, kv_dtype: s
         assert one.tokens == other.tokens
         assert one.logprobs == other.logprobs
         assert one.prompt_logprobs == other.prompt_logprobs
+    tried("engine: samples over int8 and int4 keys, small pool against big", len(big))
 
 
 def mean_error(model: LanguageModel, kv_dtype: str) -> float:

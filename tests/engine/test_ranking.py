@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_beams_share_their_prefix() -> None:
 
 @pytest.mark.usefixtures("fast_draws")
 @pytest.mark.parametrize("with_draft", [False, True])
-def test_beams_depend_on_nothing_else(with_draft: bool) -> None:
+def test_beams_depend_on_nothing_else(with_draft: bool, tried: Callable[[str, int], None]) -> None:
     """Many searches and samples at once, in a pool and in slots too small for them, with aborts and preemptions."""
     rng = random.Random(8)
     wishes: list[dict[str, Any]] = [{"beam_width": 3}, {"beam_width": 5, "n": 2, "length_penalty": 0.5}]
@@ -128,6 +129,7 @@ def test_beams_depend_on_nothing_else(with_draft: bool) -> None:
             assert {sample.finish_reason for sample in samples} <= {FinishReason.ABORT, None}
         else:
             assert [sample.tokens for sample in samples] == expected[name], name
+            tried("engine: best-of and beam searches in a small pool against alone", 1)
     engine.flush_prefixes()
     assert engine.scheduler.pool.num_free == 22
 

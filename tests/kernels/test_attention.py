@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -127,7 +128,9 @@ def scheduled(
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)
-def test_any_schedule_gives_the_bits_of_the_packed_training_row(level: int, dtype: torch.dtype) -> None:
+def test_any_schedule_gives_the_bits_of_the_packed_training_row(
+    level: int, dtype: torch.dtype, tried: Callable[[str, int], None]
+) -> None:
     rng = random.Random(level)
     before = kernels.num_threads()
     try:
@@ -147,6 +150,10 @@ def test_any_schedule_gives_the_bits_of_the_packed_training_row(level: int, dtyp
                 alone = case.attend(q, k, v, inputs[3], whole(replace(case, lengths=(n,))), None)
                 assert torch.equal(alone, packed[at : at + n]), case
                 at += n
+            tried(
+                "attention: a schedule of chunks, decoding steps, threads or batches against whole rows",
+                3 + len(case.lengths),
+            )
     finally:
         kernels.set_num_threads(before)
 

@@ -103,7 +103,10 @@ class _Sizes(ctypes.Structure):
 
 
 class _Place(ctypes.Structure):
-    _fields_ = [*[(name, _P) for name in ("k_pages", "v_pages", "k_scales", "v_scales", "cos", "sin")], ("table_rows", _I64)]
+    _fields_ = [
+        *[(name, _P) for name in ("k_pages", "v_pages", "k_scales", "v_scales", "cos", "sin")],
+        ("table_rows", _I64),
+    ]
 
 
 class _Step(ctypes.Structure):

@@ -346,6 +346,27 @@ def test_embeddings(client: Any, lenient: Any, http: httpx.Client, llm: LLM) -> 
         client.embeddings.create(model="tiny", input="a", dimensions=3)
 
 
+def test_scores_are_cosines_of_embeddings(http: httpx.Client, llm: LLM) -> None:
+    texts = ["hello", "the world", "hello the"]
+    vectors = llm.embed(texts)
+    cosines = (vectors @ vectors[0]).tolist()
+    reply = http.post("/score", json={"model": "tiny", "text_1": "hello", "text_2": texts}).json()
+    assert [item["index"] for item in reply["data"]] == [0, 1, 2]
+    assert [item["score"] for item in reply["data"]] == pytest.approx(cosines, abs=1e-6)
+    ranked = http.post("/v1/rerank", json={"query": "hello", "documents": texts, "top_n": 2}).json()
+    best = sorted(range(3), key=lambda index: -cosines[index])[:2]
+    assert [(item["index"], item["document"]["text"]) for item in ranked["results"]] == [(n, texts[n]) for n in best]
+    assert ranked["results"][0]["relevance_score"] == pytest.approx(1.0, abs=1e-6)
+    assert ranked["usage"]["total_tokens"] > 4
+    for route, body, param in (
+        ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "text_1"),
+        ("/score", {"text_1": "a", "text_2": []}, "text_2"),
+        ("/rerank", {"documents": ["a"]}, "query"),
+    ):
+        refused = http.post(route, json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 def test_responses(client: Any) -> None:
     wishes: dict[str, Any] = {"model": "tiny", "input": "hello the world", "max_output_tokens": 20, "temperature": 0}
     reply = client.responses.create(**wishes, instructions="be brief")
