@@ -11,11 +11,12 @@ import torch
 from lockstep.core.batch import PAGE
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.engine.radix import Eviction
+from lockstep.kernels.attention import INT4
 
 if TYPE_CHECKING:
     from lockstep.engine.runner import ServedModel
 
-KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint4}
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": INT4}
 
 
 class Policy(Enum):

@@ -15,8 +15,9 @@ from lockstep.core.errors import ConfigError, InputError
 from lockstep.kernels import native
 from lockstep.kernels.attention import cpu, naive
 from lockstep.kernels.attention.cache import KV_DTYPES, KVCache, LayerCache
+from lockstep.kernels.attention.codes import INT4
 
-__all__ = ["KV_DTYPES", "KVCache", "LayerCache", "attention"]
+__all__ = ["INT4", "KV_DTYPES", "KVCache", "LayerCache", "attention"]
 
 IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 

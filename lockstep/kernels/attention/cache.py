@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lockstep.core.batch import PAGE
 from lockstep.core.errors import ConfigError
-from lockstep.kernels.attention.codes import NUM_SCALES, decode, encode, num_code_bytes
+from lockstep.kernels.attention.codes import INT4, NUM_SCALES, decode, encode, num_code_bytes
 
-KV_DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint4)
+KV_DTYPES = (torch.float32, torch.bfloat16, torch.int8, INT4)
 """The last two are stored as codes: see `codes`."""
 
 
@@ -46,7 +46,7 @@ class LayerCache:
             raise ConfigError(f"kv dtype is {dtype}; expected one of {', '.join(map(str, KV_DTYPES))}")
         is_coded = dtype in NUM_SCALES
         width = num_code_bytes(head_dim, dtype) if is_coded else head_dim
-        stored = torch.uint8 if dtype is torch.uint4 else dtype
+        stored = torch.uint8 if dtype is INT4 else dtype
         scales = (num_pages, kv_heads, NUM_SCALES[dtype], PAGE) if is_coded else None
         return LayerCache(
             k=torch.empty(num_pages, kv_heads, width, PAGE, dtype=stored),

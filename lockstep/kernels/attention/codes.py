@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-NUM_SCALES = {torch.int8: 1, torch.uint4: 2}
+INT4: torch.dtype = torch.uint4  # type: ignore[attr-defined]  # torch's stubs do not have it
+NUM_SCALES = {torch.int8: 1, INT4: 2}
 """The types stored as codes, and how many float32 numbers a head of a token has beside them."""
 _SMALLEST = 1e-30
 """A spread below this counts as none: its inverse would overflow."""

@@ -16,9 +16,10 @@ from lockstep.core.batch import ForwardBatch
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
 from lockstep.kernels.attention.cache import LayerCache
+from lockstep.kernels.attention.codes import INT4
 from lockstep.kernels.attention.naive import Rule, rounded
 
-KV_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint4: 3}
+KV_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, INT4: 3}
 """LsKvDtype of csrc/language.h."""
 _BACKWARD_QUERIES = 256
 
