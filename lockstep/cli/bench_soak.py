@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.config import EngineConfig, Policy
 from lockstep.engine.engine import Engine, PauseMode
-from lockstep.engine.runner import ServedModel
 from lockstep.models.families import build_model
 from lockstep.runs.versions import describe_versions
 
@@ -175,7 +175,7 @@ async def _watch(served: AsyncEngine, wish: SoakArgs, tally: Tally, end: float) 
         if faults := await served.call(lambda engine: engine.audit()):
             raise LockstepError(f"pages do not add up: {faults}")
         mode = (PauseMode.KEEP, PauseMode.RECOMPUTE, PauseMode.WAIT)[tally.num_publications % 3]
-        if await served.call(lambda engine, mode=mode: _publish(engine, mode)):
+        if await served.call(partial(_publish, mode=mode)):
             tally.num_publications += 1
         if sys.stderr.isatty():
             print(f"\r{tally.num_requests} requests, {tally.rss_mib[-1]:.1f} MiB", end="", file=sys.stderr)
@@ -216,14 +216,14 @@ async def _client(served: AsyncEngine, wish: SoakArgs, tally: Tally, number: int
                     break
         if len(samples) == params.n and all(s.finish_reason for s in samples.values()) and rng.random() < CHECKED:
             # By the engine's worker, between two steps: the model is used by one thread at a time.
-            await served.call(lambda engine: _check(engine.model, wish, request, samples))  # noqa: B023  (awaited here)
+            await served.call(partial(_check, wish=wish, request=request, samples=samples))
             tally.num_checked += 1
 
 
-def _check(model: ServedModel, wish: SoakArgs, request: Request, samples: dict[int, Sample]) -> None:
+def _check(served: Engine, wish: SoakArgs, request: Request, samples: dict[int, Sample]) -> None:
     """Against a cold engine that has nothing else to do."""
     config = EngineConfig(num_pages=120, kv_dtype=wish.kv_dtype, prefix_cache=False)
-    engine = Engine(model, None, config)
+    engine = Engine(served.model, None, config)
     expected = engine.add(request)
     while engine.has_work:
         engine.step()
