@@ -45,17 +45,23 @@ class Learner:
     Args:
         model: with a float master of what is trained.
         heads: more modules that the loss uses and that are trained along, such as a value head, by name.
+        total_steps: of the loop; where a schedule's own is 0 it ends there.
 
     Raises:
         ConfigError: nothing requires a gradient.
     """
 
     def __init__(
-        self, model: LanguageModel, config: LearnerConfig, *, heads: Mapping[str, nn.Module] | None = None
+        self,
+        model: LanguageModel,
+        config: LearnerConfig,
+        *,
+        heads: Mapping[str, nn.Module] | None = None,
+        total_steps: int = 0,
     ) -> None:
         self.model, self.config, self.heads = model, config, dict(heads or {})
         modules = [model, *self.heads.values()]
-        self.optimiser = Optimiser(modules, config.optimiser)
+        self.optimiser = Optimiser(modules, config.optimiser.ending(total_steps))
         if config.ema_decay and not 0.0 < config.ema_decay < 1.0:
             raise ConfigError(f"ema_decay={config.ema_decay}; expected 0 (none) or 0 < ema_decay < 1")
         self.ema = Ema(self.optimiser.params, config.ema_decay) if config.ema_decay else None

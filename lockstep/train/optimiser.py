@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -104,6 +104,12 @@ class OptimiserConfig:
             raise ConfigError(f"betas={self.betas}, muon_momentum={self.muon_momentum}; expected them in [0, 1)")
         if self.muon_steps < 1:
             raise ConfigError(f"muon_steps={self.muon_steps}; expected 1 or more")
+
+    def ending(self, total_steps: int) -> OptimiserConfig:
+        """With a schedule that ends after `total_steps`, unless it says when itself."""
+        if self.schedule.total_steps or not total_steps or self.schedule.kind == "constant":
+            return self
+        return replace(self, schedule=replace(self.schedule, total_steps=total_steps))
 
 
 class Muon:

@@ -6,7 +6,7 @@ Legend: L tokens of an example, T packed tokens, S sequences of a micro-batch, R
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -104,6 +104,10 @@ class MicroBatch:
     def num_rows(self) -> int:
         return int(self.rows_R.shape[0])
 
+    def with_columns(self, **columns: Tensor) -> MicroBatch:
+        """The same rows with more numbers beside them."""
+        return replace(self, columns={**self.columns, **columns})
+
     def sequence_sum(self, values_R: Tensor) -> Tensor:
         """Sum over the rows of each sequence: [R] -> [S]."""
         return values_R.new_zeros(self.num_sequences).index_add(0, self.sequence_R, values_R)
@@ -114,14 +118,18 @@ class MicroBatch:
 
 
 def micro_batches(
-    examples: Sequence[Example], max_tokens: int, *, device: torch.device | str = "cpu"
+    examples: Sequence[Example], max_tokens: int, *, together: int = 1, device: torch.device | str = "cpu"
 ) -> list[MicroBatch]:
     """Put the examples into as few micro-batches of at most `max_tokens` tokens as first fit by falling length finds.
 
     Deterministic: a function of the lengths and of the order of the list.
 
+    Args:
+        together: so many neighbours in the list, such as a chosen and a rejected answer, stay neighbours in a micro-batch.
+
     Raises:
-        InputError: an example is longer than `max_tokens`; examples with different columns.
+        InputError: an example (or `together` of them) is longer than `max_tokens`; examples with different columns; a
+            number of examples that `together` does not divide.
         ConfigError: max_tokens below 1.
     """
     if max_tokens < 1:
@@ -141,7 +149,20 @@ def micro_batches(
                 f"example {index} has columns {sorted(example.columns)}, example 0 {sorted(names)}; expected the same",
                 field="examples",
             )
-    return [_packed(examples, places, names, torch.device(device)) for places in first_fit(lengths, max_tokens)]
+    if len(examples) % together:
+        raise InputError(f"{len(examples)} examples do not make groups of {together}", field="examples")
+    groups = [sum(lengths[first : first + together]) for first in range(0, len(lengths), together)]
+    for index, length in enumerate(groups):
+        if length > max_tokens:
+            raise InputError(
+                f"examples {index * together} to {index * together + together - 1} have {length} tokens together, a "
+                f"micro-batch at most {max_tokens}; raise max_tokens",
+                field="examples",
+            )
+    return [
+        _packed(examples, [one * together + i for one in bin for i in range(together)], names, torch.device(device))
+        for bin in first_fit(groups, max_tokens)
+    ]
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

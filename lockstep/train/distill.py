@@ -1,0 +1,151 @@
+"""Distillation: a student learns a teacher's distribution over the whole vocabulary at every token of given answers.
+
+Off-policy, as here, the answers come from a file; on-policy they are the student's own samples, and the same
+`divergence_loss` is GKD's (Agarwal et al. 2024).
+
+Legend: R tokens (rows), r rows of a chunk, E model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lockstep import kernels
+from lockstep.core.errors import ConfigError
+from lockstep.models.language import LanguageModel
+from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
+from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.train.logprobs import ROWS, Logprobs
+from lockstep.train.losses import Divergence, distribution_divergence
+from lockstep.train.model import ModelConfig, build
+from lockstep.train.packing import MicroBatch, micro_batches
+from lockstep.train.session import Result, Session, UpdatesConfig
+from lockstep.train.sft import likelihoods, read_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation of a teacher into a smaller model of the same vocabulary."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The student; a new one takes the teacher's tokenizer."""
+    teacher: str = ""
+    """Folder or hub id of the teacher."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Rows with "messages", "prompt" and "completion", or "text"."""
+    held_out: str = ""
+    """JSON-lines file of rows to evaluate on, by the student's likelihood (empty: none)."""
+    divergence: Divergence = "forward_kl"
+    """forward_kl, reverse_kl or jsd."""
+    temperature: float = 1.0
+    """Divides both models' logits."""
+    beta: float = 0.5
+    """jsd: share of the teacher in the mixture."""
+    likelihood_weight: float = 0.0
+    """Weight of the answers' own negative log-likelihood beside the divergence."""
+    batch: int = 32
+    """Rows of an optimiser step."""
+    micro_tokens: int = 8192
+    """Tokens of a forward and backward pass."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Optimiser."""
+    run: UpdatesConfig = field(default_factory=UpdatesConfig)
+    """Length in optimiser steps, seed, outputs."""
+
+    def __post_init__(self) -> None:
+        if self.divergence not in get_args(Divergence) or not 0.0 < self.beta < 1.0 or self.temperature <= 0.0:
+            raise ConfigError(
+                f"divergence={self.divergence!r}, beta={self.beta}, temperature={self.temperature}; expected one of "
+                f"{', '.join(get_args(Divergence))}, 0 < beta < 1, temperature above 0"
+            )
+
+
+def train(config: DistillConfig, session: Session) -> Result:
+    """Take the next rows, ask the teacher for its distributions, step on the divergence; repeat."""
+    if not config.teacher:
+        raise ConfigError("there is no teacher; give its folder or hub id")
+    if config.run.threads:
+        kernels.set_num_threads(config.run.threads)
+    taught = build(ModelConfig(path=config.teacher, dtype=config.model.dtype), [], session.seed, None)
+    teacher = taught.model.requires_grad_(False)
+    rows = JsonLines(Path(config.data.path))
+    folder = taught.tokenizer_folder if not config.model.path else None
+    made = build(config.model, texts_of(rows), session.seed, folder)
+    _check_vocabulary(made.model, teacher)
+    renderer = Renderer(made.tokenizer, config.data)
+    held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
+    learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
+    session.begin({"learner": learner})
+    while True:
+        if held_out and session.evaluation_due:
+            session.record(likelihoods(made.model, held_out, config.micro_tokens))
+        session.checkpoint()
+        if not session.running:
+            break
+        numbers = shuffled(len(rows), config.batch, session.seed, session.step)
+        found = [renderer.supervised(rows[number], rows.where(number)) for number in numbers]
+        examples = [example for example in found if example is not None]
+        num_tokens = sum(float(example.weight.sum()) for example in examples)
+        loss = divergence_loss(config, made.model, teacher, max(num_tokens, 1.0))
+        metrics = learner.step(micro_batches(examples, config.micro_tokens), loss)
+        session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
+    rows.close()
+    return session.finish(lambda path, results: made.write(path, results, path.parent.name))
+
+
+def divergence_loss(config: DistillConfig, student: LanguageModel, teacher: LanguageModel, num_tokens: float) -> Loss:
+    """Mean divergence over `num_tokens` weighted tokens of the whole batch, plus the weighted likelihood."""
+
+    def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            teacher_RE = teacher(micro.batch, None).index_select(0, micro.rows_R)
+        divergence_R = model_divergence(
+            student,
+            logprobs.hidden_RE,
+            teacher,
+            teacher_RE,
+            config.divergence,
+            temperature=config.temperature,
+            beta=config.beta,
+        )
+        share = (divergence_R * micro.weight_R).sum() / num_tokens
+        nll = -(logprobs.logprob_R * micro.weight_R).sum() / num_tokens
+        metrics = {"divergence": share.detach(), "nll": nll.detach()}
+        return share + config.likelihood_weight * nll, metrics
+
+    return loss
+
+
+def model_divergence(
+    student: LanguageModel,
+    student_RE: Tensor,
+    teacher: LanguageModel,
+    teacher_RE: Tensor,
+    kind: str,
+    *,
+    temperature: float = 1.0,
+    beta: float = 0.5,
+) -> Tensor:
+    """`distribution_divergence` [R] of two models' hidden states, some rows' logits at a time in both passes."""
+
+    def some(student_rE: Tensor, teacher_rE: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_rV = teacher.logits(teacher_rE)
+        return distribution_divergence(student.logits(student_rE), teacher_rV, kind, temperature=temperature, beta=beta)
+
+    parts = zip(student_RE.split(ROWS), teacher_RE.split(ROWS), strict=True)
+    return torch.cat([checkpoint(some, *pair, use_reentrant=False, preserve_rng_state=False) for pair in parts])
+
+
+def _check_vocabulary(student: LanguageModel, teacher: LanguageModel) -> None:
+    if student.vocab_size != teacher.vocab_size:
+        raise ConfigError(
+            f"the student has {student.vocab_size} tokens, the teacher {teacher.vocab_size}; distributions are compared "
+            "token by token, so both need the same vocabulary"
+        )

@@ -1,0 +1,132 @@
+"""Reward models: a language model whose last hidden state says how good an answer is, learned from comparisons.
+
+Legend: P pairs, S sequences of a micro-batch, E model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lockstep import kernels
+from lockstep.core.errors import ConfigError
+from lockstep.interop.hf.save import save_folder
+from lockstep.models.families import hf_tensors
+from lockstep.models.language import LanguageModel
+from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled
+from lockstep.train.heads import ScalarHead
+from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.train.logprobs import Logprobs
+from lockstep.train.losses import bradley_terry_loss
+from lockstep.train.model import ModelConfig, TrainedModel, build
+from lockstep.train.packing import Example, MicroBatch, micro_batches
+from lockstep.train.preference import read_pairs
+from lockstep.train.session import Result, Scores, Session, UpdatesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """A reward model by the Bradley-Terry likelihood of comparisons."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model goes on."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Rows with "prompt", "chosen" and "rejected"."""
+    held_out: str = ""
+    """JSON-lines file of pairs to evaluate on (empty: none)."""
+    centre: float = 0.01
+    """Weight of (r_chosen + r_rejected)²."""
+    batch: int = 32
+    """Rows of an optimiser step."""
+    micro_tokens: int = 8192
+    """Tokens of a forward and backward pass; a pair stays together."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Optimiser."""
+    run: UpdatesConfig = field(default_factory=UpdatesConfig)
+    """Length in optimiser steps, seed, outputs."""
+
+
+def train(config: RewardModelConfig, session: Session) -> Result:
+    """Take the next pairs, score both answers at their last token, step on the difference; repeat."""
+    if not config.model.path:
+        raise ConfigError("a reward model goes on from a language model; give model.path")
+    if config.run.threads:
+        kernels.set_num_threads(config.run.threads)
+    made = build(config.model, [], session.seed, None)
+    head = ScalarHead(made.model.facts.width)
+    head.fill_random(torch.Generator().manual_seed(session.seed), (made.model.facts.width + 1) ** -0.5)
+    if not made.model.tied:
+        made.model.head.requires_grad_(False)  # no reward goes through it
+    rows, renderer = JsonLines(Path(config.data.path)), Renderer(made.tokenizer, config.data)
+    held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
+    learner = Learner(made.model, config.learner, heads={"reward": head}, total_steps=config.run.total_steps)
+    session.begin({"learner": learner})
+    while True:
+        if held_out and session.evaluation_due:
+            rewards = score(made.model, head, held_out, config.micro_tokens)
+            pairs = zip(rewards[0::2], rewards[1::2], strict=True)
+            session.record(Scores(tuple(float(chosen > rejected) for chosen, rejected in pairs)))
+        session.checkpoint()
+        if not session.running:
+            break
+        numbers = shuffled(len(rows), config.batch, session.seed, session.step)
+        found = [renderer.pair(rows[number], rows.where(number)) for number in numbers]
+        examples = [at_the_end(one) for pair in found if pair is not None for one in pair]
+        micros = micro_batches(examples, config.micro_tokens, together=2)
+        metrics = learner.step(micros, comparison_loss(head, len(examples) // 2, config.centre))
+        session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
+    rows.close()
+    return session.finish(lambda path, results: save_reward_model(path, made, head))
+
+
+def at_the_end(example: Example) -> Example:
+    """The same tokens and one more that is never read, whose row is the last token's: where the reward is taken."""
+    tokens = torch.cat([example.tokens, example.tokens[-1:]])
+    weight = torch.zeros(len(tokens))
+    weight[-1] = 1.0
+    return Example(tokens=tokens, weight=weight)
+
+
+def comparison_loss(head: ScalarHead, num: int, centre: float) -> Loss:
+    """Bradley-Terry over `num` pairs of examples made by `at_the_end`."""
+
+    def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        reward_S = head(logprobs.hidden_RE)
+        return bradley_terry_loss(reward_S[0::2], reward_S[1::2], num=num, centre=centre)
+
+    return loss
+
+
+@torch.no_grad()
+def score(model: LanguageModel, head: ScalarHead, examples: Sequence[Example], micro_tokens: int) -> list[float]:
+    """Rewards of whole texts, in order."""
+    rewards = [0.0] * len(examples)
+    for micro in micro_batches(
+        [replace(at_the_end(one), columns={}) for one in examples], micro_tokens + 2, together=1
+    ):
+        hidden_SE = model(micro.batch, None).index_select(0, micro.rows_R)
+        for place, reward in zip(micro.examples, head(hidden_SE).tolist(), strict=True):
+            rewards[place] = reward
+    return rewards
+
+
+def save_reward_model(path: Path, made: TrainedModel, head: ScalarHead) -> None:
+    """A folder that `transformers.AutoModelForSequenceClassification` reads: the trunk and `score.weight`."""
+    tensors = {name: t for name, t in hf_tensors(made.model, made.config).items() if not name.startswith("lm_head.")}
+    tensors["score.weight"] = head.weight.detach()
+    save_folder(path, classifier_config(made), tensors, tokenizer_from=made.tokenizer_folder, overwrite=True)
+
+
+def classifier_config(made: TrainedModel) -> Mapping[str, Any]:
+    """config.json of the sequence classifier: one label, and a padding token that no answer ends with."""
+    names = [name.replace("ForCausalLM", "ForSequenceClassification") for name in made.config["architectures"]]
+    names = [name.replace("LMHeadModel", "ForSequenceClassification") for name in names]
+    ends, pad = made.tokenizer.eos_ids, made.tokenizer.pad_id
+    if pad is None or pad in ends:
+        pad = next(token for token in range(made.tokenizer.vocab_size) if token not in ends)
+    return {**made.config, "architectures": names, "num_labels": 1, "id2label": {"0": "reward"}, "pad_token_id": pad}

@@ -1,0 +1,92 @@
+"""Supervised fine-tuning: maximum likelihood of answers after their prompts, packed and masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockstep import kernels
+from lockstep.core.errors import ConfigError
+from lockstep.models.language import LanguageModel
+from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
+from lockstep.train.learner import Learner, LearnerConfig
+from lockstep.train.logprobs import forward_logprobs
+from lockstep.train.losses import likelihood_loss
+from lockstep.train.model import ModelConfig, build
+from lockstep.train.packing import Example, micro_batches
+from lockstep.train.session import Result, Scores, Session, UpdatesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on a JSON-lines file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Rows with "messages", "prompt" and "completion", or "text"."""
+    held_out: str = ""
+    """JSON-lines file of rows to evaluate on (empty: none)."""
+    batch: int = 32
+    """Rows of an optimiser step."""
+    micro_tokens: int = 8192
+    """Tokens of a forward and backward pass."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Optimiser."""
+    run: UpdatesConfig = field(default_factory=UpdatesConfig)
+    """Length in optimiser steps, seed, outputs."""
+
+
+def train(config: SFTConfig, session: Session) -> Result:
+    """Take the next rows in shuffled order, render, pack, step; repeat."""
+    if config.batch < 1:
+        raise ConfigError(f"batch={config.batch}; expected 1 or more")
+    if config.run.threads:
+        kernels.set_num_threads(config.run.threads)
+    rows = JsonLines(Path(config.data.path))
+    made = build(config.model, texts_of(rows), session.seed, session.directory.path if session.directory else None)
+    renderer = Renderer(made.tokenizer, config.data)
+    held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
+    learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
+    session.begin({"learner": learner})
+    while True:
+        if held_out and session.evaluation_due:
+            session.record(likelihoods(made.model, held_out, config.micro_tokens))
+        session.checkpoint()
+        if not session.running:
+            break
+        numbers = shuffled(len(rows), config.batch, session.seed, session.step)
+        found = [renderer.supervised(rows[number], rows.where(number)) for number in numbers]
+        examples = [example for example in found if example is not None]
+        num_tokens = sum(float(example.weight.sum()) for example in examples)
+        metrics = learner.step(micro_batches(examples, config.micro_tokens), likelihood_loss(max(num_tokens, 1.0)))
+        session.advance(
+            metrics
+            | {"tokens": num_tokens, "epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped}
+        )
+    rows.close()
+    return session.finish(lambda path, results: made.write(path, results, path.parent.name))
+
+
+def read_examples(path: Path, renderer: Renderer) -> list[Example]:
+    """All rows of a file, in its order.
+
+    Raises:
+        FormatError: names file and line.
+    """
+    rows = JsonLines(path)
+    found = [renderer.supervised(rows[number], rows.where(number)) for number in range(len(rows))]
+    rows.close()
+    return [example for example in found if example is not None]
+
+
+def likelihoods(model: LanguageModel, examples: Sequence[Example], micro_tokens: int) -> Scores:
+    """Mean log-probability a learned token, one number a row; higher is better."""
+    values = [0.0] * len(examples)
+    micros = micro_batches(examples, micro_tokens)
+    for micro, logprob_R in zip(micros, forward_logprobs(model, micros), strict=True):
+        mean_S = micro.sequence_sum(logprob_R * micro.weight_R) / micro.sequence_sum(micro.weight_R)
+        for place, value in zip(micro.examples, mean_S.tolist(), strict=True):
+            values[place] = value
+    return Scores(tuple(values))
