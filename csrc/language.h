@@ -113,3 +113,6 @@ struct LsSampling {
   int64_t num_rows, vocab;
 };
 LS_API int64_t ls_sample_tokens(const LsSampling* sampling);
+// Reads `tokens` and writes their log-probabilities among what the filters keep, and kept [R][V] (0 or 1). A token that
+// they would have left out is counted in. Errors as above; -2 - R - r: token r is outside the vocabulary.
+LS_API int64_t ls_score_tokens(const LsSampling* sampling, uint8_t* kept);

@@ -303,31 +303,41 @@ i64 first_largest(const float* logits, i64 vocab, float* top) {
   return where;
 }
 
-// False for a row that cannot be drawn from.
-bool sample_row(const LsSampling& a, i64 r) {
-  const float *logits = a.logits + r * a.vocab, temperature = a.temperature[r];
-  if (temperature == 0.0f) {
-    float top;
-    a.tokens[r] = first_largest(logits, a.vocab, &top);
-    a.logprobs[r] = 0.0f;
-    return top - top == 0.0f;
-  }
-  Row row = {{logits, temperature}, {}, a.vocab, (uint64_t)a.seeds[r], (uint64_t)a.positions[r]};
-  row.sum = log_sum_of(row.scaled, a.vocab);
-  if (row.sum.top != row.sum.top) return false;
-  const i64 top_k = a.top_k[r];
-  const bool keeps_all = top_k <= 0 && a.top_p[r] >= 1.0f && a.min_p[r] <= 0.0f && a.typical_p[r] >= 1.0f;
-  if (keeps_all) {
-    a.tokens[r] = draw(row, Cut(), strongest_token(row));
-    a.logprobs[r] = logprob_of(row.logit(a.tokens[r]), row.sum);
-    return true;
-  }
+// The row as it is drawn from at a temperature above 0; its `sum.top` is NaN where nothing can be drawn.
+Row row_of(const LsSampling& a, i64 r) {
+  const Scaled scaled = {a.logits + r * a.vocab, a.temperature[r]};
+  return {scaled, log_sum_of(scaled, a.vocab), a.vocab, (uint64_t)a.seeds[r], (uint64_t)a.positions[r]};
+}
+bool keeps_all(const LsSampling& a, i64 r) {
+  return a.top_k[r] <= 0 && a.top_p[r] >= 1.0f && a.min_p[r] <= 0.0f && a.typical_p[r] >= 1.0f;
+}
+Kept kept_of(const LsSampling& a, i64 r, const Row& row) {
   int64_t* ids = (int64_t*)scratch(SCRATCH_ATTENTION, a.vocab * (i64)(sizeof(int64_t) + sizeof(float)));
   Kept k = {ids, -1, Cut()};
+  const i64 top_k = a.top_k[r];
   if (top_k > 0 && top_k < a.vocab) keep_top_k(row, top_k, k);
   if (a.top_p[r] < 1.0f) keep_top_p(row, (double)a.top_p[r], k);
   if (a.min_p[r] > 0.0f) keep_min_p(row, a.min_p[r], k);
   if (a.typical_p[r] < 1.0f) keep_typical(row, (double)a.typical_p[r], k, (float*)(ids + a.vocab));
+  return k;
+}
+
+// False for a row that cannot be drawn from.
+bool sample_row(const LsSampling& a, i64 r) {
+  if (a.temperature[r] == 0.0f) {
+    float top;
+    a.tokens[r] = first_largest(a.logits + r * a.vocab, a.vocab, &top);
+    a.logprobs[r] = 0.0f;
+    return top - top == 0.0f;
+  }
+  const Row row = row_of(a, r);
+  if (row.sum.top != row.sum.top) return false;
+  if (keeps_all(a, r)) {
+    a.tokens[r] = draw(row, Cut(), strongest_token(row));
+    a.logprobs[r] = logprob_of(row.logit(a.tokens[r]), row.sum);
+    return true;
+  }
+  const Kept k = kept_of(a, r, row);
   const double total = kept_mass(row, k);
   if (k.num < 0) {
     a.tokens[r] = draw(row, k.cut, strongest_token(row));
@@ -340,6 +350,33 @@ bool sample_row(const LsSampling& a, i64 r) {
   return true;
 }
 
+// What `sample_row` would report had it drawn a.tokens[r], and in `marks` [V] which tokens it chose from. A token that the
+// filters would have left out counts as kept, so that its number is finite.
+bool score_row(const LsSampling& a, i64 r, uint8_t* marks) {
+  const Row row = row_of(a, r);
+  if (row.sum.top != row.sum.top) return false;
+  const i64 token = a.tokens[r];
+  if (keeps_all(a, r)) {
+    memset(marks, 1, (size_t)a.vocab);
+    a.logprobs[r] = logprob_of(row.logit(token), row.sum);
+    return true;
+  }
+  const Kept k = kept_of(a, r, row);
+  double total = kept_mass(row, k);
+  memset(marks, 0, (size_t)a.vocab);
+  if (k.num >= 0) {
+    for (i64 i = 0; i < k.num; i++) marks[k.ids[i]] = 1;
+  } else {
+    over_kept(row, k.cut, -INFINITY, [&](i64 id) { marks[id] = 1; });
+  }
+  if (!marks[token]) {
+    marks[token] = 1;
+    total += (double)power(row.logit(token) - row.sum.top);
+  }
+  a.logprobs[r] = logprob_of(row.logit(token), {row.sum.top, total});
+  return true;
+}
+
 }  // namespace
 
 int64_t ls_sample_tokens(const LsSampling* sampling) {
@@ -348,6 +385,19 @@ int64_t ls_sample_tokens(const LsSampling* sampling) {
   int8_t* marks = clean_marks(sampling->num_rows);
   over_row_blocks(sampling->num_rows, 1, sampling->vocab, [&](i64 first, i64 rows) {
     for (i64 r = first; r < first + rows; r++) marks[r] = !sample_row(*sampling, r);
+  });
+  return first_mark(marks, sampling->num_rows);
+}
+
+int64_t ls_score_tokens(const LsSampling* sampling, uint8_t* kept) {
+  const i64 vocab = sampling->vocab;
+  for (i64 r = 0; r < sampling->num_rows; r++) {
+    if (!(sampling->temperature[r] > 0.0f && sampling->temperature[r] < INFINITY)) return -2 - r;
+    if (!(sampling->tokens[r] >= 0 && sampling->tokens[r] < vocab)) return -2 - sampling->num_rows - r;
+  }
+  int8_t* marks = clean_marks(sampling->num_rows);
+  over_row_blocks(sampling->num_rows, 1, vocab, [&](i64 first, i64 rows) {
+    for (i64 r = first; r < first + rows; r++) marks[r] = !score_row(*sampling, r, kept + r * vocab);
   });
   return first_mark(marks, sampling->num_rows);
 }

@@ -34,7 +34,7 @@ from lockstep.kernels.ppo import STATS as PPO_STATS
 from lockstep.kernels.ppo import ppo_surrogate
 from lockstep.kernels.q_learning import QGradients, TransitionRows
 from lockstep.kernels.rope import rope
-from lockstep.kernels.sampling import sample_tokens
+from lockstep.kernels.sampling import sample_tokens, score_tokens
 from lockstep.kernels.scan import discounted_return, gae, nstep_returns, vtrace
 from lockstep.kernels.soft_actor_critic import SoftGradients
 from lockstep.kernels.sumtree import SumTree
@@ -90,6 +90,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample_tokens",
+    "score_tokens",
     "set_num_threads",
     "soft_cap",
     "squashed_gaussian_head",

@@ -94,6 +94,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_token_logprobs_backward": ([_P] * 2 + [_F32] + [_P] * 2 + [_I64] * 2, None),
     "ls_top_logprobs": ([_P, _I64] + [_P] * 2 + [_I64] * 2, _I64),
     "ls_sample_tokens": ([_P], _I64),
+    "ls_score_tokens": ([_P, _P], _I64),
     "ls_rms_norm": ([_P] * 3 + [_F32] * 2 + [_P] * 2 + [_I64] * 2, None),
     "ls_layer_norm": ([_P] * 3 + [_F32, _P] + [_I64] * 2, None),
     "ls_norm_backward": ([_P] * 2 + [_F32] * 2 + [_P] * 5 + [_I64] * 2 + [_I32], None),

@@ -70,9 +70,9 @@ class JsonLines:
                 at += len(line)
         if not starts:
             raise ConfigError(f"{path} has no rows")
-        self._starts, self._lines, self._size = np.array([*starts, at]), np.array(lines), at
-        self._file = path.open("rb")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts, self._lines = np.array([*starts, at]), np.array(lines)
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -98,7 +98,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._map.close()
-        self._file.close()
 
 
 def shuffled(num_rows: int, batch: int, seed: int, step: int) -> list[int]:

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError, DivergedError
+from lockstep.layers.low_rank import Adapter
 from lockstep.models.language import LanguageModel
-from lockstep.train.logprobs import Logprobs, forward_logprobs, micro_logprobs
+from lockstep.train.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs
 from lockstep.train.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters
 from lockstep.train.packing import MicroBatch
 
@@ -39,11 +40,12 @@ class LearnerConfig:
 
 
 class Learner:
-    """A model, its optimiser and the average of its weights. Trains whatever requires a gradient: all weights, or the
-    adapters.
+    """A model, its optimiser and the average of its weights. Trains whatever requires a gradient, or an adapter alone.
 
     Args:
         model: with a float master of what is trained.
+        adapter: is trained in the model's stead, which is frozen and may be quantised: every row goes through it. The model
+            without it is the reference of a KL penalty: `forward_logprobs(learner.model, micros)`.
         heads: more modules that the loss uses and that are trained along, such as a value head, by name.
         total_steps: of the loop; where a schedule's own is 0 it ends there.
 
@@ -56,10 +58,14 @@ class Learner:
         model: LanguageModel,
         config: LearnerConfig,
         *,
+        adapter: Adapter | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         total_steps: int = 0,
     ) -> None:
-        self.model, self.config, self.heads = model, config, dict(heads or {})
+        self.model, self.config, self.adapter, self.heads = model, config, adapter, dict(heads or {})
+        if adapter is not None:
+            model.requires_grad_(False)
+            self.heads["adapter"] = adapter
         modules = [model, *self.heads.values()]
         self.optimiser = Optimiser(modules, config.optimiser.ending(total_steps))
         if config.ema_decay and not 0.0 < config.ema_decay < 1.0:
@@ -73,14 +79,20 @@ class Learner:
         return self.optimiser.num_steps
 
     def step(
-        self, micros: Sequence[MicroBatch], loss: Loss, *, temperature: float = 1.0, entropy: bool = False
+        self,
+        micros: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        temperature: float = 1.0,
+        truncation: Truncation | None = None,
+        entropy: bool = False,
     ) -> dict[str, float]:
         """Accumulate the gradient over the micro-batches and make one optimiser step.
 
         A micro-batch without a weighted token adds nothing and is not computed.
 
         Args:
-            temperature, entropy: see `micro_logprobs`.
+            temperature, truncation, entropy: see `micro_logprobs`.
 
         Returns:
             the loss's metrics, and "loss", "grad_norm" (before clipping), "lr".
@@ -88,7 +100,7 @@ class Learner:
         Raises:
             DivergedError: the loss or the gradient is not finite; weights and optimiser are as before the call.
         """
-        total, metrics = self.accumulate(micros, loss, temperature=temperature, entropy=entropy)
+        total, metrics = self.accumulate(micros, loss, temperature=temperature, truncation=truncation, entropy=entropy)
         return {**metrics, **self.apply(total)}
 
     def apply(self, total: float = 0.0) -> dict[str, float]:
@@ -115,7 +127,13 @@ class Learner:
         return {"loss": total, "grad_norm": norm, "lr": lr}
 
     def accumulate(
-        self, micros: Sequence[MicroBatch], loss: Loss, *, temperature: float = 1.0, entropy: bool = False
+        self,
+        micros: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        temperature: float = 1.0,
+        truncation: Truncation | None = None,
+        entropy: bool = False,
     ) -> tuple[float, dict[str, float]]:
         """The micro-batches' gradients in `.grad`, without a step: (loss, metrics)."""
         self.optimiser.zero_grad()
@@ -123,15 +141,27 @@ class Learner:
         for micro in micros:
             if micro.num_rows == 0:
                 continue
-            share, metrics = loss(micro_logprobs(self.model, micro, temperature=temperature, entropy=entropy), micro)
+            logprobs = micro_logprobs(
+                self.model,
+                micro,
+                temperature=temperature,
+                truncation=truncation,
+                adapter=self.adapter,
+                entropy=entropy,
+            )
+            share, metrics = loss(logprobs, micro)
             share.backward()
             total += float(share.detach())
             _join(joined, metrics)
         return total, joined
 
-    def forward_logprobs(self, micros: Sequence[MicroBatch], *, temperature: float = 1.0) -> list[Tensor]:
+    def forward_logprobs(
+        self, micros: Sequence[MicroBatch], *, temperature: float = 1.0, truncation: Truncation | None = None
+    ) -> list[Tensor]:
         """logprob_R of each micro-batch under the present weights, without gradients."""
-        return forward_logprobs(self.model, micros, temperature=temperature)
+        return forward_logprobs(
+            self.model, micros, temperature=temperature, truncation=truncation, adapter=self.adapter
+        )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name; those of a head begin with its name and a colon."""

@@ -186,3 +186,46 @@ def test_wrong_inputs(mode: str) -> None:
             kernels.sample_tokens(logits, *(torch.zeros(3) for _ in range(7)))
         with pytest.raises(InputError, match=r"expected float32 \[R, V\]"):
             draw(logits.double())
+
+
+def score(logits: Tensor, tokens: Tensor, wishes: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+    dtypes = (torch.float32, torch.int64, torch.float32, torch.float32, torch.float32)
+    columns = (torch.tensor(wishes[name], dtype=dtype) for name, dtype in zip(names, dtypes, strict=True))
+    return kernels.score_tokens(logits, tokens, *columns)
+
+
+def test_scores_are_what_was_reported_at_the_draw(level: int) -> None:
+    rng = random.Random(11)
+    for index in range(NUM_CASES // 2):
+        torch.manual_seed(index)
+        vocab = rng.choice([2, 17, 100, 1025, 5001])
+        logits = torch.randn(8, vocab) * rng.choice([0.0, 0.5, 3.0, 12.0])
+        logits[torch.rand(8, vocab) < 0.1] = -torch.inf
+        logits[:, vocab // 2] = 0.5
+        wishes = random_wishes(rng, 8)
+        wishes["temperature"] = [value or 1.0 for value in wishes["temperature"]]
+        tokens, logprobs = draw(logits, **wishes)
+        scored, kept = score(logits, tokens, wishes)
+        assert torch.equal(scored, logprobs), wishes
+        scaled = logits / torch.tensor(wishes["temperature"])[:, None]
+        again = scaled.masked_fill(~kept, -torch.inf).log_softmax(1).gather(1, tokens[:, None]).squeeze(1)
+        torch.testing.assert_close(scored, again, rtol=1e-5, atol=3e-6)
+        with kernels.force("naive"):
+            naive, naive_kept = score(logits, tokens, wishes)
+        assert torch.equal(kept, naive_kept)
+        torch.testing.assert_close(scored, naive, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("mode", ["auto", "naive"])
+def test_a_token_that_would_not_be_kept_is_counted_in(mode: str) -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    wishes = {"temperature": [1.0], "top_k": [2], "top_p": [1.0], "min_p": [0.0], "typical_p": [1.0]}
+    with kernels.force(mode):  # type: ignore[arg-type]
+        scored, kept = score(logits, torch.tensor([3]), wishes)
+        assert kept.tolist() == [[True, True, False, True]]
+        torch.testing.assert_close(scored[0], logits[0, [0, 1, 3]].log_softmax(0)[2])
+        with pytest.raises(InputError, match=r"tokens\[0\] is 4"):
+            score(logits, torch.tensor([4]), wishes)
+        with pytest.raises(InputError, match="temperature"):
+            score(logits, torch.tensor([0]), {**wishes, "temperature": [0.0]})

@@ -18,10 +18,11 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
 from lockstep.kernels.logprobs import token_logprobs
+from lockstep.models.adapter import LoraConfig, new_adapter
 from lockstep.models.families import build_model
 from lockstep.models.language import LanguageModel
 from lockstep.train.learner import Learner, LearnerConfig, Loss
-from lockstep.train.logprobs import Logprobs, forward_logprobs, micro_logprobs, plain_head
+from lockstep.train.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs, plain_head
 from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
 from lockstep.train.packing import Example, MicroBatch, first_fit, micro_batches
 from tests.train.tiny import GPT2, LLAMA, VOCAB, examples, tiny
@@ -69,6 +70,81 @@ def test_learner_and_engine_agree_bit_for_bit(dtype: str, temperature: float) ->
             assert found.logprob_R.requires_grad
             assert torch.equal(found.logprob_R, micro.columns["drawn"])
         assert all(map(torch.equal, forward_logprobs(model, micros), [micro.columns["raw"] for micro in micros]))
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1, "temperature": 1.3}, {"top_k": 30, "top_p": 0.9, "typical_p": 0.8}],
+)
+def test_truncated_sampling_is_recomputed_bit_for_bit(wish: dict[str, float]) -> None:
+    model = tiny()
+    engine, params = Engine(model, None, EngineConfig(num_pages=100)), SamplingParams(max_tokens=25, n=3, **wish)
+    samples = engine.add(Request(id="a", prompt=(5, 6, 7), params=params))
+    while engine.has_work:
+        engine.step()
+    batch = [
+        Example.of(
+            [5, 6, 7, *sample.tokens],
+            weight=[0.0] * 3 + [1.0] * len(sample.tokens),
+            columns={"drawn": [0.0] * 3 + sample.sampling_logprobs},
+        )
+        for sample in samples
+    ]
+    truncation = Truncation.of(params)
+    for micro in micro_batches(batch, 60):
+        found = micro_logprobs(model, micro, temperature=params.temperature, truncation=truncation, entropy=True)
+        assert torch.equal(found.logprob_R, micro.columns["drawn"])
+        free = micro_logprobs(model, micro, temperature=params.temperature, entropy=True)
+        assert bool((found.logprob_R >= free.logprob_R).all())
+        assert bool((found.logprob_R > free.logprob_R + 1e-3).any())
+        torch.testing.assert_close(found.entropy_R, free.entropy_R)
+
+
+def test_gradient_of_truncated_sampling_is_that_of_the_kept_softmax() -> None:
+    model, truncation = tiny(), Truncation(top_k=7)
+    (micro,) = micro_batches(examples(3, seed=8), 1000)
+    found = micro_logprobs(model, micro, temperature=0.8, truncation=truncation)
+    found.hidden_RE.retain_grad()
+    pull = torch.randn(micro.num_rows)
+    (found.logprob_R * pull).sum().backward()
+    hidden = found.hidden_RE.detach().requires_grad_()
+    assert model.head.weight is not None
+    logits = hidden @ model.head.weight.detach().T / 0.8
+    kept = logits.detach() >= logits.detach().topk(7, dim=1).values[:, -1:]
+    kept[torch.arange(micro.num_rows), micro.targets_R] = True
+    logprob = logits.masked_fill(~kept, -torch.inf).log_softmax(1)[torch.arange(micro.num_rows), micro.targets_R]
+    torch.testing.assert_close(found.logprob_R.detach(), logprob.detach(), rtol=1e-4, atol=1e-5)
+    assert bool(torch.isfinite(found.logprob_R).all())
+    (logprob * pull).sum().backward()
+    torch.testing.assert_close(found.hidden_RE.grad, hidden.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shaped_distribution_is_refused() -> None:
+    assert Truncation.of(SamplingParams(temperature=0.7, max_tokens=3, seed=1)) is None
+    with pytest.raises(ConfigError, match="penalties"):
+        Truncation.of(SamplingParams(presence_penalty=0.5))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_an_adapter_is_trained_beside_a_frozen_model(dtype: str) -> None:
+    batch = micro_batches(examples(5, seed=9), 70)
+    states = []
+    for _ in range(2):
+        model = build_model({**LLAMA, "intermediate_size": 64}, 7, dtype, trainable=dtype == "fp32")
+        adapter = new_adapter(model, LoraConfig(rank=4))
+        learner = Learner(model, LearnerConfig(optimiser=OptimiserConfig(lr=1e-2)), adapter=adapter)
+        base = forward_logprobs(model, batch)
+        assert all(map(torch.equal, learner.forward_logprobs(batch), base))  # B is zero
+        metrics = [learner.step(batch, mean_loss(50)) for _ in range(3)]
+        assert metrics[-1]["loss"] < metrics[0]["loss"]
+        assert all(name.startswith("adapter:") for name in learner.named_parameters())
+        after = learner.forward_logprobs(batch)
+        assert not torch.equal(after[0], base[0])
+        assert all(map(torch.equal, forward_logprobs(model, batch), base))  # without it: the reference
+        states.append((learner.state_dict(), after))
+    resumed = Learner(model, LearnerConfig(), adapter=new_adapter(model, LoraConfig(rank=4)))
+    resumed.load_state_dict(states[0][0])
+    assert all(map(torch.equal, resumed.forward_logprobs(batch), states[0][1]))
 
 
 def test_packing_keeps_every_token_in_its_place() -> None:

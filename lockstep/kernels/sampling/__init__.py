@@ -62,3 +62,42 @@ def sample_tokens(
         if column.dtype is not dtype or column.shape != num:
             raise InputError(f"{name} is {column.dtype} {tuple(column.shape)}; expected {dtype} [{num[0]}]", field=name)
     return IMPLEMENTATIONS[native.choose(logits_RV)].sample_tokens(logits_RV, columns)
+
+
+@torch.no_grad()
+def score_tokens(
+    logits_RV: Tensor,
+    tokens_R: Tensor,
+    temperature_R: Tensor,
+    top_k_R: Tensor,
+    top_p_R: Tensor,
+    min_p_R: Tensor,
+    typical_p_R: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What `sample_tokens` reports when it draws these tokens, bit for bit, whoever drew them.
+
+    A token that the filters would have left out (drawn from other weights' logits) is counted among the kept ones, so that
+    its log-probability is finite.
+
+    Args:
+        tokens_R: int64, below V.
+        temperature_R: float32 above 0. The rest as in `sample_tokens`.
+
+    Returns:
+        (sampling_logprob_R float32, kept_RV bool: the tokens it is normalised over).
+
+    Raises:
+        InputError: as `sample_tokens`, or a token outside the vocabulary.
+    """
+    columns = (temperature_R, top_k_R, top_p_R, min_p_R, typical_p_R)
+    num = logits_RV.shape[:1]
+    if logits_RV.dim() != 2 or logits_RV.dtype is not torch.float32 or tokens_R.shape != num:
+        raise InputError(
+            f"logits are {logits_RV.dtype} {tuple(logits_RV.shape)}, tokens {tuple(tokens_R.shape)}; expected float32 "
+            "[R, V] and [R]",
+            field="logits",
+        )
+    for name, dtype, column in zip(("tokens", *_NAMES), (torch.int64, *_DTYPES), (tokens_R, *columns), strict=False):
+        if column.dtype is not dtype or column.shape != num:
+            raise InputError(f"{name} is {column.dtype} {tuple(column.shape)}; expected {dtype} [{num[0]}]", field=name)
+    return IMPLEMENTATIONS[native.choose(logits_RV)].score_tokens(logits_RV, tokens_R, columns)

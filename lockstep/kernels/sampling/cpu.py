@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lockstep.kernels import native
 from lockstep.kernels.logprobs.naive import no_distribution
-from lockstep.kernels.sampling.naive import wrong_temperature
+from lockstep.kernels.sampling.naive import wrong_temperature, wrong_token
 
 
 class _Call(ctypes.Structure):
@@ -40,3 +40,22 @@ def sample_tokens(logits_RV: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tenso
     if bad <= -2:
         raise wrong_temperature(columns[0], -2 - bad)
     return tokens, logprobs
+
+
+def score_tokens(logits_RV: Tensor, tokens_R: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """`columns` are temperature, top_k, top_p, min_p and typical_p."""
+    logits, tokens = native.contiguous(logits_RV), native.contiguous(tokens_R)
+    held = [native.contiguous(column) for column in columns]
+    num, vocab = logits.shape
+    unused = torch.zeros(num, dtype=torch.int64)
+    logprobs, kept = torch.empty(num), torch.empty(num, vocab, dtype=torch.uint8)
+    places = [tensor.data_ptr() for tensor in (logits, *held, unused, unused, tokens, logprobs)]
+    call = _Call(*places, num, vocab)
+    bad = native.lib().ls_score_tokens(ctypes.addressof(call), kept.data_ptr())
+    if bad >= 0:
+        raise no_distribution(logits, bad)
+    if bad <= -2 - num:
+        raise wrong_token(tokens, -2 - num - bad, vocab)
+    if bad <= -2:
+        raise wrong_temperature(columns[0], -2 - bad)
+    return logprobs, kept.view(torch.bool)

@@ -100,3 +100,37 @@ def sample_tokens(logits_RV: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tenso
     drawn = [sample_row(row, rule) for row, rule in zip(logits_RV.cpu(), rules, strict=True)]
     tokens = torch.tensor([token for token, _ in drawn], dtype=torch.int64)
     return tokens, torch.tensor([logprob for _, logprob in drawn], dtype=torch.float32)
+
+
+def wrong_token(tokens_R: Tensor, row: int, vocab: int) -> InputError:
+    """For a token outside the vocabulary."""
+    return InputError(f"tokens[{row}] is {int(tokens_R[row])}; expected 0..{vocab - 1}", field="tokens")
+
+
+def score_row(logits_V: Tensor, token: int, rule: Rule) -> tuple[float, Tensor]:
+    """(log-probability of the token among the kept ones, itself included; which are kept, bool [V])."""
+    scaled = logits_V / rule.temperature
+    top, log_total = logprobs.log_sum_exp(scaled.unsqueeze(0))
+    kept_V = torch.ones(len(scaled), dtype=torch.bool)
+    if not rule.keeps_all:
+        kept_V[:] = False
+        kept_V[torch.from_numpy(kept_tokens(scaled.numpy(), rule))] = True
+        kept_V[token] = True
+        log_total = (scaled[kept_V] - top).exp().double().sum().log().unsqueeze(0)
+    return float(((scaled[token] - top).double() - log_total).float()), kept_V
+
+
+def score_tokens(logits_RV: Tensor, tokens_R: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Every row on its own; `columns` are temperature, top_k, top_p, min_p and typical_p."""
+    valid = [0.0 < value < float("inf") for value in columns[0].tolist()]
+    if not all(valid):
+        raise wrong_temperature(columns[0], valid.index(False))
+    known = [0 <= token < logits_RV.shape[1] for token in tokens_R.tolist()]
+    if not all(known):
+        raise wrong_token(tokens_R, known.index(False), logits_RV.shape[1])
+    rules = [Rule(*values, seed=0, position=0) for values in zip(*(c.tolist() for c in columns), strict=True)]
+    scored = [
+        score_row(row, token, rule) for row, token, rule in zip(logits_RV.cpu(), tokens_R.tolist(), rules, strict=True)
+    ]
+    kept = torch.stack([kept_V for _, kept_V in scored]) if scored else torch.ones(logits_RV.shape, dtype=torch.bool)
+    return torch.tensor([logprob for logprob, _ in scored], dtype=torch.float32), kept

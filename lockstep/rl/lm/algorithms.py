@@ -78,8 +78,8 @@ class KLConfig:
     """A penalty coef · KL(π ‖ reference), estimated at the sampled tokens with x = log π − log reference (Schulman 2020).
 
     k1 = x, k2 = x² / 2, k3 = e^−x − 1 + x. As losses they have different gradients: x itself has expected gradient 0, so k1
-    carries the score-function gradient x ∇log π, which is k2's and is the KL's own on policy (Tang & Munos 2025); k3's is
-    the one of GRPO's paper, (1 − e^−x) ∇log π.
+    carries the score-function gradient x ∇log π, which is k2's and, on policy, that of each token's own KL (Tang & Munos
+    2025; what a token does to later tokens' KL is left out); k3's is the one of GRPO's paper, (1 − e^−x) ∇log π.
     """
 
     estimator: KLEstimator = "k3"

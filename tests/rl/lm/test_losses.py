@@ -208,13 +208,13 @@ def gradients(config: PolicyLossConfig, ranks: Sequence[Sequence[Example]], max_
     head = Head()
     learner = Learner(tiny(), LearnerConfig(), heads={"value": head} if config.value_coef else {})
     loss = policy_loss(config, counts, value_head=head if config.value_coef else None)
-    totals, metrics = 0.0, dict[str, float]()
+    sums: dict[str, Tensor] = {}
     for rank in ranks:
         total, found = learner.accumulate(micro_batches(rank, max_tokens), loss, entropy=True)
-        totals += total
-        metrics = {name: metrics.get(name, 0.0) + value for name, value in found.items()}
-    grads = {name: p.grad for name, p in learner.named_parameters().items() if p.grad is not None}
-    return {**grads, "loss": torch.tensor(totals), "policy_loss": torch.tensor(metrics["policy_loss"])}
+        shares = {name: p.grad for name, p in learner.named_parameters().items() if p.grad is not None}
+        shares |= {"loss": torch.tensor(total), "policy_loss": torch.tensor(found["policy_loss"])}
+        sums = {name: sums.get(name, 0.0) + share for name, share in shares.items()}
+    return sums
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
