@@ -40,6 +40,7 @@ LANGUAGE_COLUMNS = (
         "mismatch_max",
     ),
     *("rollout_tok_s", "learn_tok_s", "rollout_s", "learn_s", "publish_s", "behind", "loss"),
+    *("nll", "divergence", "margin", "accuracy"),
 )
 
 

@@ -6,12 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.recipes import a2c, language, ppo, replay
+from lockstep.recipes import a2c, language, ppo, replay, supervised
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "grpo-spell-backward": language.spell_backward,
     "grpo-chain-sum": language.chain_sum,
     "grpo-letter-counting": language.letter_counting,
+    "sft-jsonl": supervised.sft_jsonl,
+    "reward-jsonl": supervised.reward_jsonl,
+    "distill-jsonl": supervised.distill_jsonl,
+    "dpo-jsonl": supervised.dpo_jsonl,
+    "ipo-jsonl": supervised.ipo_jsonl,
+    "kto-jsonl": supervised.kto_jsonl,
+    "orpo-jsonl": supervised.orpo_jsonl,
+    "simpo-jsonl": supervised.simpo_jsonl,
     "ppo-cartpole": ppo.cartpole,
     "ppo-cartpole-zoo": ppo.cartpole_zoo,
     "ppo-acrobot": ppo.acrobot,

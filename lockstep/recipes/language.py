@@ -7,10 +7,10 @@ from lockstep.envs.lm.verify import VerifierConfig
 from lockstep.rl.lm.batch import LearnConfig
 from lockstep.rl.lm.evaluate import EvaluationConfig
 from lockstep.rl.lm.grpo import GRPOConfig
-from lockstep.rl.lm.model import ModelConfig
 from lockstep.rl.lm.rollout import RolloutConfig
 from lockstep.rl.lm.start import StartConfig
 from lockstep.train.learner import LearnerConfig
+from lockstep.train.model import ModelConfig
 from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
 from lockstep.train.session import UpdatesConfig
 

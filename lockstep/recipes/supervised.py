@@ -30,7 +30,9 @@ def reward_jsonl() -> RewardModelConfig:
 
 def distill_jsonl() -> DistillConfig:
     """Distillation of a teacher on the answers of JSON lines: give --teacher, --data.path and --model.path."""
-    return DistillConfig(data=DataConfig(path="train.jsonl"), learner=_learner(1e-5), run=UpdatesConfig(total_steps=1000))
+    return DistillConfig(
+        data=DataConfig(path="train.jsonl"), learner=_learner(1e-5), run=UpdatesConfig(total_steps=1000)
+    )
 
 
 def _preference(method: Method, lr: float, beta: float = 0.1) -> PreferenceConfig:

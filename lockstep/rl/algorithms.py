@@ -10,6 +10,7 @@ from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
 from lockstep.rl.lm import grpo
 from lockstep.rl.session import ProgressHook, RunConfig, Session
 from lockstep.runs.directory import RunDirectory
+from lockstep.train import distill, preference, reward_model, sft
 from lockstep.train import session as language
 
 AlgorithmConfig = Any
@@ -22,10 +23,14 @@ ALGORITHMS: dict[str, tuple[type, Train]] = {
     "A2CConfig": (a2c.A2CConfig, a2c.train),
     "BCConfig": (bc.BCConfig, bc.train),
     "DQNConfig": (dqn.DQNConfig, dqn.train),
+    "DistillConfig": (distill.DistillConfig, distill.train),
     "GRPOConfig": (grpo.GRPOConfig, grpo.train),
     "IQLConfig": (iql.IQLConfig, iql.train),
     "PPOConfig": (ppo.PPOConfig, ppo.train),
+    "PreferenceConfig": (preference.PreferenceConfig, preference.train),
+    "RewardModelConfig": (reward_model.RewardModelConfig, reward_model.train),
     "SACConfig": (sac.SACConfig, sac.train),
+    "SFTConfig": (sft.SFTConfig, sft.train),
     "TD3Config": (td3.TD3Config, td3.train),
     "TQCConfig": (tqc.TQCConfig, tqc.train),
 }

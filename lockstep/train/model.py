@@ -119,9 +119,9 @@ def build(config: ModelConfig, texts: Iterable[str], seed: int, folder: Path | N
 def _card(model: LanguageModel, results: Mapping[str, Any], title: str) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     lines = [
-        *("---", "library_name: lockstep", "tags: [reinforcement-learning, lockstep]", "---", f"# {title}", ""),
+        *("---", "library_name: lockstep", "tags: [lockstep]", "---", f"# {title}", ""),
         *(
-            f"A language model of {size:,} parameters ({model.facts.family}), trained by reinforcement with Lockstep.",
+            f"A language model of {size:,} parameters ({model.facts.family}), trained with Lockstep.",
             "",
         ),
         *("| result | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in results.items()), ""),

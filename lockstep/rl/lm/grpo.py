@@ -16,13 +16,13 @@ from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
-from lockstep.rl.lm.model import ModelConfig, build
 from lockstep.rl.lm.problems import ProblemSource, reading
 from lockstep.rl.lm.publish import Publisher, SharedWeights
 from lockstep.rl.lm.report import readable, rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
 from lockstep.rl.lm.start import StartConfig, supervised_start
 from lockstep.train.learner import Learner, LearnerConfig
+from lockstep.train.model import ModelConfig, build
 from lockstep.train.session import Result, Session, UpdatesConfig
 
 TOKENIZER_PROBLEMS = 2000

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from lockstep.core.errors import ConfigError
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import ProblemSource
 from lockstep.rl.lm.rollout import PromptEncoder
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
-from lockstep.train.logprobs import Logprobs
+from lockstep.train.learner import Learner, LearnerConfig
+from lockstep.train.losses import likelihood_loss
 from lockstep.train.optimiser import OptimiserConfig
-from lockstep.train.packing import Example, MicroBatch, micro_batches
+from lockstep.train.packing import Example, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +48,8 @@ def supervised_start(
     for step, examples in enumerate(_batches(tokenizer, source, config)):
         num_tokens = sum(example.num_weighted for example in examples)
         micros = micro_batches(examples, config.micro_tokens)
-        loss = learner.step(micros, likelihood(num_tokens))["loss"]
+        loss = learner.step(micros, likelihood_loss(num_tokens))["loss"]
         on_step({"start": (step + 1) / config.steps, "start_loss": loss})
-    return loss
-
-
-def likelihood(num_tokens: int) -> Loss:
-    """Mean negative log-likelihood over `num_tokens`, the weighted tokens of the whole batch."""
-
-    def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[torch.Tensor, Metrics]:
-        return -(logprobs.logprob_R * micro.weight_R).sum() / num_tokens, {}
-
     return loss
 
 
