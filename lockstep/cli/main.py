@@ -16,6 +16,7 @@ VERBS = {
     "chat": ("lockstep.cli.chat", "talk to a language model in the terminal"),
     "generate": ("lockstep.cli.generate", "go on from prompts with a language model"),
     "import": ("lockstep.cli.import_file", "read a network of another framework: ONNX, Caffe, MXNet, CNTK, ..."),
+    "caffe": ("lockstep.cli.caffe", "train, test and time networks as Caffe's command line does"),
     "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
     "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
     "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),

@@ -1,0 +1,194 @@
+"""Damaged and hostile files of Caffe, MXNet and CNTK: an error of ours that names the file, every time.
+
+Each format's files are mutated (cut, bytes changed, parts repeated or removed, numbers made huge), loaded and run in a child
+process of its own, so that a crash, a hang or a flood of memory is seen.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import re
+import resource
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+
+from lockstep.core.errors import LockstepError
+
+FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
+SECONDS_A_FILE = 20.0
+MEMORY = 1 << 30
+
+
+def _caffe(description: Path, weights: Path) -> None:
+    from lockstep.interop.caffe.graph import load_caffe
+
+    net = load_caffe(description, weights)
+    net(*(torch.zeros(shape) for shape in net.input_shapes.values()))
+
+
+def _mxnet(symbol: Path, params: Path) -> None:
+    from lockstep.interop.mxnet.graph import load_mxnet
+
+    load_mxnet(symbol, params)(torch.zeros(2, 2, 8) if "gru" in str(symbol) else torch.zeros(2, 8))
+
+
+def _cntk(model: Path) -> None:
+    from lockstep.interop.cntk.graph import load_cntk
+
+    net = load_cntk(model)
+    net(
+        *(
+            torch.zeros(1, *([2] if name in net.sequence_inputs else []), *net.input_shapes[name])
+            for name in net.input_names
+        )
+    )
+
+
+def _ctf(path: Path) -> None:
+    from lockstep.interop.cntk.ctf import CTFDataset, CTFStream
+
+    streams = {"x": CTFStream(dim=3, is_sequence=True), "y": CTFStream(dim=5, is_sparse=True)}
+    list(CTFDataset(path, streams, chunk_bytes=64).batches(2))
+
+
+def _solver(path: Path) -> None:
+    from lockstep.interop.caffe.solver import learning_rate, read_solver
+
+    learning_rate(read_solver(path).config, 7)
+
+
+CAFFE, MXNET, CNTK = FILES / "caffe", FILES / "mxnet", FILES / "cntk"
+FORMATS: dict[str, tuple[list[Path], Callable[[Path, Path], None]]] = {
+    "prototxt": (
+        [CAFFE / "mlp.prototxt", CAFFE / "lstm.prototxt"],
+        lambda path, source: _caffe(path, source.with_suffix(".caffemodel")),
+    ),
+    "caffemodel": (
+        [CAFFE / "mlp.caffemodel", CAFFE / "lstm.caffemodel"],
+        lambda path, source: _caffe(source.with_suffix(".prototxt"), path),
+    ),
+    "caffemodel.h5": (
+        [CAFFE / "lstm.caffemodel.h5"],
+        lambda path, source: _caffe(CAFFE / "lstm.prototxt", path),
+    ),
+    "solver.prototxt": ([CAFFE / "solver.prototxt"], lambda path, source: _solver(path)),
+    "symbol.json": (
+        [MXNET / "symmlp-symbol.json", MXNET / "gru-symbol.json"],
+        lambda path, source: _mxnet(
+            path, MXNET / ("gru-0000.params" if "gru" in source.name else "symmlp-0001.params")
+        ),
+    ),
+    "params": (
+        [MXNET / "symmlp-0001.params", MXNET / "gru-0000.params"],
+        lambda path, source: _mxnet(MXNET / f"{source.name.split('-')[0]}-symbol.json", path),
+    ),
+    "cntk": ([CNTK / "gru.model", CNTK / "sparse.model", CNTK / "mlp.model"], lambda path, source: _cntk(path)),
+    "ctf": ([], lambda path, source: _ctf(path)),
+}
+CTF = b"".join(b"%d |x %d 2 0.5 |# note\n%d |x 1 2 3 |y %d:1\n" % (n, n, n, n % 5) for n in range(20))
+
+
+def mutate(data: bytes, draw: random.Random) -> bytes:
+    """A damaged copy."""
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        at = draw.randrange(max(len(out), 1))
+        # Structure stands mostly at the start and between large arrays.
+        at = draw.choice((at, min(at, draw.randrange(2048)), max(len(out) - draw.randrange(1, 2048), 0)))
+        kind = draw.randrange(8)
+        if kind == 0:
+            del out[at:]
+        elif kind == 1:
+            out[at : at + 1] = bytes([draw.randrange(256)])
+        elif kind == 2:
+            out[at : at + 8] = draw.choice(
+                (b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", (1 << 40).to_bytes(8, "little"))
+            )
+        elif kind == 3:
+            del out[at : at + draw.randrange(1, 64)]
+        elif kind == 4:
+            out[at:at] = out[at : at + draw.randrange(1, 200)]
+        elif kind == 5:
+            out[at:at] = bytes(draw.randrange(256) for _ in range(draw.randrange(1, 16)))
+        else:
+            numbers = list(re.finditer(rb"\d+", bytes(out[: 1 << 14])))
+            if numbers:
+                found = draw.choice(numbers)
+                new = draw.choice((b"0", b"-1", b"99999999999", b"1000000", b"7", b"1e30", b"nan"))
+                out[found.start() : found.end()] = new
+    return bytes(out)
+
+
+def _attack(name: str, num: int, seed: int, folder: str, answer: multiprocessing.connection.Connection) -> None:  # type: ignore[name-defined]
+    torch.set_num_threads(1)
+    sources, load = FORMATS[name]
+    originals = [(source, source.read_bytes()) for source in sources] or [(Path("a.ctf"), CTF)]
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"more than {SECONDS_A_FILE} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    failures: list[str] = []
+    refused = 0
+    for source, data in originals:  # what is loaded once for all is not the files' doing
+        path = Path(folder) / f"whole-{source.name}"
+        path.write_bytes(data)
+        load(path, source)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    draw = random.Random(seed)
+    for index in range(num):
+        source, data = draw.choice(originals)
+        path = Path(folder) / f"damaged-{source.name}"
+        path.write_bytes(mutate(data, draw))
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_A_FILE)
+        try:
+            load(path, source)
+        except LockstepError as error:
+            refused += 1
+            if "damaged" not in str(error) and "input" not in str(error):
+                failures.append(f"{index}: names no file: {error}")
+        except BaseException as error:
+            failures.append(f"{index}: {type(error).__name__}: {error} {traceback.format_exc()[-600:]}")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    answer.send((failures, refused, grown))
+
+
+def _run(name: str, num: int, seed: int, folder: Path, timeout: float) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_attack, args=(name, num, seed, str(folder), theirs))
+    child.start()
+    theirs.close()
+    try:
+        assert ours.poll(timeout), f"{name}: hangs"
+        failures, refused, grown = ours.recv()
+    except EOFError:
+        child.join(10)
+        pytest.fail(f"{name}: the process died with exit code {child.exitcode}")
+    finally:
+        child.kill()
+        child.join(10)
+    assert not failures, f"{len(failures)} of {num}:\n" + "\n".join(failures[:4])
+    assert refused > num // 4
+    assert grown < MEMORY
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_few_damaged_files(name: str, tmp_path: Path) -> None:
+    _run(name, 25, 1, tmp_path, 120)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_two_thousand_damaged_files(name: str, tmp_path: Path) -> None:
+    _run(name, 2000, 2, tmp_path, 840)
