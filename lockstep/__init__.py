@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lockstep.core.errors import ConfigError, InputError, LockstepError
     from lockstep.envs.control.config import EnvConfig
     from lockstep.models.control.policy import Policy
-    from lockstep.recipes import recipe, recipes
+    from lockstep.recipes import list_recipes, recipe
 
 _HOMES = {
     "Run": "lockstep.api",
@@ -36,7 +36,7 @@ _HOMES = {
     "EnvConfig": "lockstep.envs.control.config",
     "Policy": "lockstep.models.control.policy",
     "recipe": "lockstep.recipes",
-    "recipes": "lockstep.recipes",
+    "list_recipes": "lockstep.recipes",
 }
 
 __all__ = [
@@ -48,9 +48,9 @@ __all__ = [
     "Run",
     "__version__",
     "evaluate",
+    "list_recipes",
     "load",
     "recipe",
-    "recipes",
     "record",
     "resume",
     "train",

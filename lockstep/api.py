@@ -17,6 +17,7 @@ from lockstep import kernels
 from lockstep.core.env import runs_root
 from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
 from lockstep.envs.control.config import EnvConfig
+from lockstep.learn import session as language
 from lockstep.models.control.folder import load_policy
 from lockstep.models.control.policy import Policy
 from lockstep.recipes import recipe as recipe_config
@@ -27,7 +28,6 @@ from lockstep.rl.session import ProgressHook, Result, Session
 from lockstep.rl.video import record_episodes
 from lockstep.runs.config_json import config_from_json
 from lockstep.runs.directory import RunDirectory
-from lockstep.train import session as language
 
 
 @dataclass(frozen=True)

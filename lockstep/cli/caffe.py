@@ -109,7 +109,7 @@ def train(wish: TrainArgs) -> int:
     from lockstep.interop.caffe.reader import read_weights
     from lockstep.interop.caffe.solver import SolverOptimiser, learning_rate, read_solver
     from lockstep.interop.caffe.writer import network_blobs, read_state
-    from lockstep.train.fitting import fit
+    from lockstep.learn.fitting import fit
 
     file = read_solver(wish.solver)
     config = file.config

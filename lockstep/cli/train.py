@@ -12,12 +12,12 @@ import tyro
 
 from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.recipes import RECIPES, recipe, recipes
+from lockstep.learn.session import Result as LanguageResult
+from lockstep.recipes import RECIPES, list_recipes, recipe
 from lockstep.rl.algorithms import is_language
 from lockstep.runs.console import ProgressDisplay, print_curve
 from lockstep.runs.directory import RunState
 from lockstep.runs.record import RunRecord, read_run
-from lockstep.train.session import Result as LanguageResult
 
 USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE ...]
        lockstep train --resume RUN
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     if args[0] == "--list":
         width = max(map(len, RECIPES))
-        print("\n".join(f"{name:<{width}}  {summary}" for name, summary in recipes().items()))
+        print("\n".join(f"{name:<{width}}  {summary}" for name, summary in list_recipes().items()))
         return 0
     if args[0] == "--resume":
         if len(args) != 2:
@@ -103,7 +103,7 @@ def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
         args=list(args),
         default=both(**default.__dict__),
         prog=f"lockstep train {name}",
-        description=recipes()[name],
+        description=list_recipes()[name],
     )
     config = kind(**{field.name: wish.__dict__[field.name] for field in fields(kind)})
     return Output(out=wish.out, name=wish.name), config

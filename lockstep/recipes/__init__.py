@@ -66,6 +66,6 @@ def recipe(name: str) -> Any:
     return RECIPES[name]()
 
 
-def recipes() -> dict[str, str]:
+def list_recipes() -> dict[str, str]:
     """Name -> one-line summary of every recipe."""
     return {name: (build.__doc__ or "").strip().splitlines()[0] for name, build in RECIPES.items()}

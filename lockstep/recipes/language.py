@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from lockstep.envs.lm.make import TaskConfig
 from lockstep.envs.lm.verify import VerifierConfig
+from lockstep.learn.learner import LearnerConfig
+from lockstep.learn.model import ModelConfig
+from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
+from lockstep.learn.session import UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig
 from lockstep.rl.lm.evaluate import EvaluationConfig
 from lockstep.rl.lm.grpo import GRPOConfig
 from lockstep.rl.lm.rollout import RolloutConfig
 from lockstep.rl.lm.start import StartConfig
-from lockstep.train.learner import LearnerConfig
-from lockstep.train.model import ModelConfig
-from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
-from lockstep.train.session import UpdatesConfig
 
 
-def _recipe(name: str, options: dict[str, int], start: int, updates: int, max_tokens: int) -> GRPOConfig:
+def _recipe(name: str, options: dict[str, bool | int | float | str], start: int, updates: int, max_tokens: int) -> GRPOConfig:
     """A new model of 0.9M parameters: a supervised start of so many steps, then so many updates."""
     schedule = ScheduleConfig(kind="linear", warmup_steps=10, total_steps=start, final=0.1)
     warm = LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=3e-3, muon_lr=0.02, schedule=schedule))

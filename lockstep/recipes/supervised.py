@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lockstep.train.data import DataConfig
-from lockstep.train.distill import DistillConfig
-from lockstep.train.learner import LearnerConfig
-from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
-from lockstep.train.preference import Method, PreferenceConfig
-from lockstep.train.reward_model import RewardModelConfig
-from lockstep.train.session import UpdatesConfig
-from lockstep.train.sft import SFTConfig
+from lockstep.learn.data import DataConfig
+from lockstep.learn.distill import DistillConfig
+from lockstep.learn.learner import LearnerConfig
+from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
+from lockstep.learn.preference import Method, PreferenceConfig
+from lockstep.learn.reward_model import RewardModelConfig
+from lockstep.learn.session import UpdatesConfig
+from lockstep.learn.sft import SFTConfig
 
 
 def _learner(lr: float) -> LearnerConfig:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.learn import distill, preference, reward_model, sft
+from lockstep.learn import session as language
 from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
 from lockstep.rl.lm import grpo
 from lockstep.rl.session import ProgressHook, RunConfig, Session
 from lockstep.runs.directory import RunDirectory
-from lockstep.train import distill, preference, reward_model, sft
-from lockstep.train import session as language
 
 AlgorithmConfig = Any
 """Any of the configs below: frozen, with a part `run`, and those of control with a part `env`."""

@@ -90,9 +90,9 @@ def test_banned_words(pattern: str, allowed: tuple[str, ...]) -> None:
 
 
 def test_every_algorithm_and_recipe_resolves() -> None:
-    from lockstep.recipes import RECIPES, recipes
+    from lockstep.recipes import RECIPES, list_recipes
     from lockstep.rl.algorithms import ALGORITHMS
 
-    for name, summary in recipes().items():
+    for name, summary in list_recipes().items():
         assert len(summary) > 10, name
         assert type(RECIPES[name]()).__name__ in ALGORITHMS, name

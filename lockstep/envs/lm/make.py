@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from lockstep.envs.lm.reasoning_gym import ReasoningGymConfig, ReasoningGymTask
 from lockstep.envs.lm.strict import StrictTask
@@ -17,7 +15,7 @@ class TaskConfig:
 
     name: str = "chain_sum"
     """A generator of reasoning-gym."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Its difficulty, such as {"min_terms": 2, "max_terms": 3}."""
     partial_credit: bool = False
     """Keep the verifier's partial credit; else an answer is right or wrong."""

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, ExactnessError
 from lockstep.core.trajectory import Trajectory
+from lockstep.learn.learner import Learner, Loss, Metrics
+from lockstep.learn.logprobs import Logprobs, forward_logprobs
+from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.advantages import Rewards, overlong_penalty, sequence_advantages
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
 from lockstep.rl.lm.rollout import Group, RolloutConfig
-from lockstep.train.learner import Learner, Loss, Metrics
-from lockstep.train.logprobs import Logprobs, forward_logprobs
-from lockstep.train.packing import Example, MicroBatch, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)

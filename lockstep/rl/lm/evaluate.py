@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lockstep.envs.lm.verify import VerifierPool
+from lockstep.learn.session import Scores
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import AnyTask, first_problems
 from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts, new_engine
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train.session import Scores
 
 
 @dataclass(frozen=True, kw_only=True)

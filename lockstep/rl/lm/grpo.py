@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from lockstep import kernels
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.session import Result, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
@@ -21,9 +24,6 @@ from lockstep.rl.lm.publish import Publisher, SharedWeights
 from lockstep.rl.lm.report import readable, rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
 from lockstep.rl.lm.start import StartConfig, supervised_start
-from lockstep.train.learner import Learner, LearnerConfig
-from lockstep.train.model import ModelConfig, build
-from lockstep.train.session import Result, Session, UpdatesConfig
 
 TOKENIZER_PROBLEMS = 2000
 """Problems whose texts a new tokenizer is learned from."""

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError
+from lockstep.learn.learner import Loss, Metrics
+from lockstep.learn.logprobs import Logprobs
+from lockstep.learn.packing import Example, MicroBatch
 from lockstep.rl.lm.algorithms import CorrectionConfig, PolicyLossConfig
-from lockstep.train.learner import Loss, Metrics
-from lockstep.train.logprobs import Logprobs
-from lockstep.train.packing import Example, MicroBatch
 
 
 @dataclass(frozen=True)

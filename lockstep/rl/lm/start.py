@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lockstep.core.errors import ConfigError
+from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.losses import likelihood_loss
+from lockstep.learn.optimiser import OptimiserConfig
+from lockstep.learn.packing import Example, micro_batches
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import ProblemSource
 from lockstep.rl.lm.rollout import PromptEncoder
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train.learner import Learner, LearnerConfig
-from lockstep.train.losses import likelihood_loss
-from lockstep.train.optimiser import OptimiserConfig
-from lockstep.train.packing import Example, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)

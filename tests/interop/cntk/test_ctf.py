@@ -11,7 +11,7 @@ import torch
 from lockstep.core.errors import ConfigError, FormatError
 from lockstep.interop.cntk.ctf import CTFDataset, CTFStream
 from lockstep.interop.cntk.graph import load_cntk
-from lockstep.train.fitting import fit
+from lockstep.learn.fitting import fit
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "cntk"
 DENSE = {"x": CTFStream(dim=2), "y": CTFStream(dim=1, name="label")}

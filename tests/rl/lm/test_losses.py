@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError
+from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.rl.lm.algorithms import ALGORITHMS, ClipConfig, CorrectionConfig, KLConfig, PolicyLossConfig
 from lockstep.rl.lm.losses import (
     Counts,
@@ -21,9 +23,7 @@ from lockstep.rl.lm.losses import (
     policy_loss,
     value_loss,
 )
-from lockstep.train.learner import Learner, LearnerConfig
-from lockstep.train.packing import Example, MicroBatch, micro_batches
-from tests.train.tiny import VOCAB, tiny
+from tests.learn.tiny import VOCAB, tiny
 
 COLUMNS = ("advantage", "old_logprob", "sampling_logprob", "reference_logprob", "return", "old_value")
 

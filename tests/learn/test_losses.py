@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError
-from lockstep.train import losses
+from lockstep.learn import losses
 
 CHOSEN, REJECTED = [-0.4, -2.0, -0.9], [-1.1, -0.3, -0.9]
 RATIO = [0.8, -1.3, 0.1]

@@ -9,7 +9,7 @@ from lockstep.interop.hf.save import save_folder
 from lockstep.models.families import build_model, hf_tensors
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.training import train_tokenizer
-from tests.train.tiny import LLAMA
+from tests.learn.tiny import LLAMA
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import nn
 
 from lockstep.core.errors import ConfigError
 from lockstep.layers.projection import Projection
-from lockstep.train.optimiser import (
+from lockstep.learn.optimiser import (
     Ema,
     Optimiser,
     OptimiserConfig,
@@ -18,7 +18,7 @@ from lockstep.train.optimiser import (
     layer_matrices,
     orthogonalised,
 )
-from tests.train.tiny import GPT2, LLAMA, tiny
+from tests.learn.tiny import GPT2, LLAMA, tiny
 
 
 def gradients(params: list[nn.Parameter], seed: int) -> None:

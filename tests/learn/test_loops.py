@@ -14,18 +14,18 @@ import torch
 
 from lockstep.core.errors import ConfigError, FormatError, StoppedError
 from lockstep.interop.weights import open_weights
+from lockstep.learn import distill, preference, reward_model, sft
+from lockstep.learn.data import DataConfig, Renderer
+from lockstep.learn.heads import ScalarHead
+from lockstep.learn.learner import LearnerConfig
+from lockstep.learn.model import ModelConfig
+from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
+from lockstep.learn.session import Result, Session, UpdatesConfig
 from lockstep.models.families import load_model
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MemorySink
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train import distill, preference, reward_model, sft
-from lockstep.train.data import DataConfig, Renderer
-from lockstep.train.heads import ScalarHead
-from lockstep.train.learner import LearnerConfig
-from lockstep.train.model import ModelConfig
-from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
-from lockstep.train.session import Result, Session, UpdatesConfig
-from tests.train.conftest import write_rows
+from tests.learn.conftest import write_rows
 
 LEARNER = LearnerConfig(optimiser=OptimiserConfig(lr=3e-3, schedule=ScheduleConfig(kind="cosine", warmup_steps=2)))
 
@@ -192,7 +192,7 @@ def test_the_folder_of_a_reward_model_scores_the_same_in_transformers(model_fold
 
 def _restore(path: Path, trunk: Any, head: ScalarHead) -> None:
     from lockstep.checkpoint.store import Checkpointer
-    from lockstep.train.learner import Learner
+    from lockstep.learn.learner import Learner
 
     trunk.head.requires_grad_(False)
     learner = Learner(trunk, LEARNER, heads={"reward": head}, total_steps=12)

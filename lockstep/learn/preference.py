@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.learn import losses
+from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.logprobs import Logprobs, forward_logprobs
+from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.packing import Example, MicroBatch, micro_batches
+from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.models.language import LanguageModel
-from lockstep.train import losses
-from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled
-from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
-from lockstep.train.logprobs import Logprobs, forward_logprobs
-from lockstep.train.model import ModelConfig, build
-from lockstep.train.packing import Example, MicroBatch, micro_batches
-from lockstep.train.session import Result, Scores, Session, UpdatesConfig
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
 WITH_REFERENCE = ("dpo", "ipo", "kto")

@@ -16,17 +16,17 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.interop.hf.save import save_folder
+from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
+from lockstep.learn.heads import ScalarHead
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.logprobs import Logprobs
+from lockstep.learn.losses import bradley_terry_loss
+from lockstep.learn.model import ModelConfig, TrainedModel, build
+from lockstep.learn.packing import Example, MicroBatch, micro_batches
+from lockstep.learn.preference import read_pairs
+from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.models.families import hf_tensors
 from lockstep.models.language import LanguageModel
-from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled
-from lockstep.train.heads import ScalarHead
-from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
-from lockstep.train.logprobs import Logprobs
-from lockstep.train.losses import bradley_terry_loss
-from lockstep.train.model import ModelConfig, TrainedModel, build
-from lockstep.train.packing import Example, MicroBatch, micro_batches
-from lockstep.train.preference import read_pairs
-from lockstep.train.session import Result, Scores, Session, UpdatesConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lockstep.core.errors import ConfigError, FormatError
+from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
+from lockstep.learn.packing import Example
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.train.packing import Example
-from tests.train.conftest import write_rows
+from tests.learn.conftest import write_rows
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
+from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.logprobs import forward_logprobs
+from lockstep.learn.losses import likelihood_loss
+from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.packing import Example, micro_batches
+from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.models.language import LanguageModel
-from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.train.learner import Learner, LearnerConfig
-from lockstep.train.logprobs import forward_logprobs
-from lockstep.train.losses import likelihood_loss
-from lockstep.train.model import ModelConfig, build
-from lockstep.train.packing import Example, micro_batches
-from lockstep.train.session import Result, Scores, Session, UpdatesConfig
 
 
 @dataclass(frozen=True, kw_only=True)

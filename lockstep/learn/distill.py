@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.logprobs import ROWS, Logprobs
+from lockstep.learn.losses import Divergence, distribution_divergence
+from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.packing import MicroBatch, micro_batches
+from lockstep.learn.session import Result, Session, UpdatesConfig
+from lockstep.learn.sft import likelihoods, read_examples
 from lockstep.models.language import LanguageModel
-from lockstep.train.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.train.learner import Learner, LearnerConfig, Loss, Metrics
-from lockstep.train.logprobs import ROWS, Logprobs
-from lockstep.train.losses import Divergence, distribution_divergence
-from lockstep.train.model import ModelConfig, build
-from lockstep.train.packing import MicroBatch, micro_batches
-from lockstep.train.session import Result, Session, UpdatesConfig
-from lockstep.train.sft import likelihoods, read_examples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError, DivergedError
 from lockstep.layers.low_rank import Adapter
+from lockstep.learn.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs
+from lockstep.learn.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters
+from lockstep.learn.packing import MicroBatch
 from lockstep.models.language import LanguageModel
-from lockstep.train.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs
-from lockstep.train.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters
-from lockstep.train.packing import MicroBatch
 
 Metrics = dict[str, Tensor]
 """Each micro-batch's share of a number: the learner adds them up. A name that ends in "_max" or "_min" is joined so."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError, FormatError, InputError
+from lockstep.learn.packing import Example
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.tokenizer import Tokenizer
-from lockstep.train.packing import Example
 
 TooLong = Literal["error", "cut", "skip"]
 

@@ -18,14 +18,14 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
 from lockstep.kernels.logprobs import token_logprobs
+from lockstep.learn.learner import Learner, LearnerConfig, Loss
+from lockstep.learn.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs, plain_head
+from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
+from lockstep.learn.packing import Example, MicroBatch, first_fit, micro_batches
 from lockstep.models.adapter import LoraConfig, new_adapter
 from lockstep.models.families import build_model
 from lockstep.models.language import LanguageModel
-from lockstep.train.learner import Learner, LearnerConfig, Loss
-from lockstep.train.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs, plain_head
-from lockstep.train.optimiser import OptimiserConfig, ScheduleConfig
-from lockstep.train.packing import Example, MicroBatch, first_fit, micro_batches
-from tests.train.tiny import GPT2, LLAMA, VOCAB, examples, tiny
+from tests.learn.tiny import GPT2, LLAMA, VOCAB, examples, tiny
 
 
 def mean_loss(count: int) -> Loss:

@@ -18,8 +18,8 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.kernels.logprobs import entropy as entropy_of
 from lockstep.kernels.logprobs import head_logprobs, head_logprobs_and_entropy, token_logprobs
 from lockstep.kernels.sampling import score_tokens
+from lockstep.learn.packing import MicroBatch
 from lockstep.models.language import LanguageModel
-from lockstep.train.packing import MicroBatch
 
 ROWS = 64
 """Rows whose logits are held at a time where the head is not one plain matrix, or sampling is truncated."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.train.learner import Loss, Metrics
-from lockstep.train.logprobs import Logprobs
-from lockstep.train.packing import MicroBatch
+from lockstep.learn.learner import Loss, Metrics
+from lockstep.learn.logprobs import Logprobs
+from lockstep.learn.packing import MicroBatch
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 

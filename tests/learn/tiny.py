@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from lockstep.learn.packing import Example
 from lockstep.models.families import build_model
 from lockstep.models.language import LanguageModel
-from lockstep.train.packing import Example
 
 VOCAB = 96
 LLAMA: dict[str, Any] = {
