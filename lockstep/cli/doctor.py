@@ -1,4 +1,4 @@
-"""`lockstep doctor`: look at an environment, or at everything a recipe will do, before spending hours on it."""
+"""`lockstep doctor`: look at an environment, a task or everything a recipe will do, before spending hours on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from lockstep.core.errors import ConfigError, EnvError, LockstepError
 from lockstep.core.spaces import space_to_json
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.doctor import DoctorReport, diagnose
+from lockstep.envs.lm import doctor as task_doctor
+from lockstep.envs.lm.find import find_task, names_task
+from lockstep.envs.lm.records import find_object
+from lockstep.envs.lm.task import EpisodeTask, Task
 from lockstep.recipes import RECIPES, recipe
 from lockstep.rl.algorithms import train_function
 from lockstep.rl.session import Session
@@ -29,7 +33,7 @@ class DoctorArgs:
     recipe also measure the learner and predict the wall time."""
 
     subject: Annotated[str, tyro.conf.Positional]
-    """Environment id, import path, or name of a recipe."""
+    """Environment id, name of a recipe, language task (reasoning_gym:NAME, FILE.jsonl), or import path of either."""
     num_envs: int = 0
     """Copies stepped together (0: the recipe's, or 8)."""
     seconds: float = 1.0
@@ -68,6 +72,8 @@ class Prediction:
 
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(DoctorArgs, args=list(args), prog="lockstep doctor")
+    if _is_task(wish.subject):
+        return _look_at_task(wish)
     config = recipe(wish.subject) if wish.subject in RECIPES else None
     env = EnvConfig(id=wish.subject) if config is None else config.env
     env = replace(env, num_envs=wish.num_envs) if wish.num_envs else env
@@ -81,12 +87,39 @@ def main(args: Sequence[str]) -> int:
             document["recipe"] = asdict(prediction)
         except LockstepError as error:
             print(f"\nRecipe {wish.subject}: the learner was not measured: {error}")
+    _write_json(wish, document)
+    return 1 if any(finding.level == "problem" for finding in report.findings) else 0
+
+
+def _is_task(subject: str) -> bool:
+    if subject in RECIPES or ":" not in subject:
+        return names_task(subject)
+    if names_task(subject):
+        return True
+    try:
+        found = find_object(subject, "import path")
+    except ConfigError:
+        return False  # the environments' own error says more
+    kinds = (Task, EpisodeTask)
+    return isinstance(found, kinds) or (isinstance(found, type) and issubclass(found, kinds))
+
+
+def _look_at_task(wish: DoctorArgs) -> int:
+    task = find_task(wish.subject)
+    if not isinstance(task, Task):
+        raise ConfigError(f"{wish.subject} is a task of several turns, which has no reference answers to try")
+    report = task_doctor.diagnose(task)
+    print(report)
+    _write_json(wish, {"task": report.name, "findings": [asdict(finding) for finding in report.findings]})
+    return 0 if report.is_healthy else 1
+
+
+def _write_json(wish: DoctorArgs, document: Mapping[str, Any]) -> None:
     if wish.json is not None:
         try:
             wish.json.write_text(json.dumps(document, indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"--json {wish.json} cannot be written: {error}") from error
-    return 1 if any(finding.level == "problem" for finding in report.findings) else 0
 
 
 def _diagnose(env: EnvConfig, wish: DoctorArgs) -> DoctorReport:

@@ -20,7 +20,7 @@ VERBS = {
     "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
     "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
     "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),
-    "doctor": ("lockstep.cli.doctor", "check an environment and advise how to step it"),
+    "doctor": ("lockstep.cli.doctor", "check an environment or a language task before training on it"),
     "quickstart": ("lockstep.cli.quickstart", "train, plot, serve and query a first policy"),
 }
 

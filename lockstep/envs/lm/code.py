@@ -55,15 +55,12 @@ class CodeTask(Task):
             raise ConfigError(f"path={config.path!r} and records: give exactly one of them")
         self.config = config
         numbered = ((f"records[{number}]", record) for number, record in enumerate(records or ()))
-        rows = list(read_jsonl(config.path) if records is None else numbered)
-        for place, record in rows:
-            _check(place, record, config)
-        if not rows:
-            raise ConfigError(f"{config.path or 'records'}: no problems")
-        self._rows: Sequence[Mapping[str, Any]] = [record for _, record in rows]
+        self._rows: Sequence[Mapping[str, Any]] | None = _checked(
+            read_jsonl(config.path) if records is None else numbered, config
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_records, (self.config,)
+        return _restored, (self.config, None if self.config.path else self._rows)
 
     @property
     def name(self) -> str:
@@ -71,11 +68,11 @@ class CodeTask(Task):
 
     @property
     def num_problems(self) -> int | None:
-        return len(self._rows)
+        return len(self._here())
 
     def problem(self, index: int) -> Problem:
         check_index(index, self)
-        record = self._rows[index]
+        record = self._here()[index]
         system = ({"role": "system", "content": self.config.system},) if self.config.system else ()
         solution = record.get(self.config.solution_key)
         return Problem(
@@ -105,6 +102,11 @@ class CodeTask(Task):
                 return Score.of(0.0, why)
         return Score.of(passed / len(runs), detail)
 
+    def _here(self) -> Sequence[Mapping[str, Any]]:
+        if self._rows is None:
+            self._rows = _checked(read_jsonl(self.config.path), self.config)
+        return self._rows
+
     def _fault(self, program: str, stdin: str, expected: str | None, tests: str) -> str:
         """Why a run does not pass; empty if it does."""
         run = run_program(program, self.config.sandbox, stdin=stdin, tests=tests)
@@ -129,6 +131,16 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
+def _checked(rows: Iterable[tuple[str, Any]], config: CodeConfig) -> list[Mapping[str, Any]]:
+    records = []
+    for place, record in rows:
+        _check(place, record, config)
+        records.append(record)
+    if not records:
+        raise ConfigError(f"{config.path or 'records'}: no problems")
+    return records
+
+
 def _check(place: str, record: Any, config: CodeConfig) -> None:
     if not isinstance(record, Mapping):
         raise FormatError(f"a record is {type(record).__name__}; expected an object", path=place)
@@ -145,8 +157,7 @@ def _check(place: str, record: Any, config: CodeConfig) -> None:
             )
 
 
-def _without_records(config: CodeConfig) -> CodeTask:
+def _restored(config: CodeConfig, rows: Sequence[Mapping[str, Any]] | None) -> CodeTask:
     task = CodeTask.__new__(CodeTask)
-    task.config = config
-    task._rows = ()
+    task.config, task._rows = config, rows
     return task

@@ -19,6 +19,7 @@ from typing import Any, Literal, final
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.extras import require
 from lockstep.core.trajectory import Problem, Score
+from lockstep.envs.lm.steady import has_steady_hashes, steady_drawer
 from lockstep.envs.lm.task import LevelledTask, check_share, split_index
 
 NO_REFERENCE = ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour")
@@ -31,6 +32,15 @@ MALFORMED: Mapping[str, tuple[type[Exception], ...]] = {"prime_factorization": (
 _SIZES = {"acre": 500, "gsm_symbolic": 1 << 16, "list_functions": 1 << 16, "pool_matrix": 1 << 30}
 # Generators that draw from Python's one global generator as well as from their own.
 _GLOBAL = ("list_functions",)
+# Generators that choose from sets of strings, whose order is another in every process.
+_HASHED = (
+    "intermediate_integration",
+    "isomorphic_strings",
+    "knight_swap",
+    "polynomial_multiplication",
+    "ransom_note",
+    "word_ladder",
+)
 _ENDLESS = 1 << 62
 _SEED_STRIDE = 1 << 64
 _SEED_LIMIT = 1 << 31
@@ -112,6 +122,8 @@ class ReasoningGymTask(LevelledTask):
         level, position = split_index(index)
         if index < 0 or level >= self._levels:
             raise InputError(f"{self.name}: index {index} is of level {level}; levels are 0 to {self._levels - 1}")
+        if self.name in _HASHED and not has_steady_hashes():
+            return steady_drawer().draw(self.config, index)
         entry = self._entry(level, position)
         question = str(entry["question"])
         answer = "" if entry["answer"] is None else str(entry["answer"])

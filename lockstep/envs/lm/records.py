@@ -91,8 +91,8 @@ class RecordsTask(Task):
         self._rows: Sequence[Mapping[str, Any]] | None = self._select(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A verifier gets its problems handed in; the records stay at home.
-        return _without_records, (self.config,)
+        # A verifier gets its problems handed in: a file is read again only where a problem is asked for.
+        return _restored, (self.config, None if self.config.path else self._rows)
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class RecordsTask(Task):
 
     def _here(self) -> Sequence[Mapping[str, Any]]:
         if self._rows is None:
-            raise ConfigError(f"{self.name}: problems are not known in a verifier process; ask where the task was made")
+            self._rows = self._select(read_jsonl(self.config.path))
         return self._rows
 
     def _select(self, rows: Iterable[tuple[str, Any]]) -> list[Mapping[str, Any]]:
@@ -244,9 +244,7 @@ def _numbered(records: Iterable[Any]) -> Iterable[tuple[str, Any]]:
     return ((f"records[{number}]", record) for number, record in enumerate(records))
 
 
-def _without_records(config: RecordsConfig) -> RecordsTask:
+def _restored(config: RecordsConfig, rows: Sequence[Mapping[str, Any]] | None) -> RecordsTask:
     task = RecordsTask.__new__(RecordsTask)
-    task.config = config
-    task._judge = find_judge(config.judge)
-    task._rows = None
+    task.config, task._judge, task._rows = config, find_judge(config.judge), rows
     return task

@@ -7,7 +7,7 @@ another process or on another machine is the same problem, and an episode can be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,24 @@ class EpisodeTask(ABC):
     def problem(self, index: int) -> Problem:
         """What the model sees first."""
         return self.episode(index).start()
+
+    def play(self, index: int, texts: Sequence[str]) -> Turn:
+        """The last turn of an episode played from its beginning; what a process does that does not know the episode.
+
+        Raises:
+            InputError: no texts, or more of them after the episode's end.
+        """
+        if not texts:
+            raise InputError(f"{self.name}: an episode goes on after a text of the model's; got none", field="texts")
+        episode = self.episode(index)
+        episode.start()
+        for number, text in enumerate(texts):
+            turn = episode.step(text)
+            if turn.is_done and number + 1 < len(texts):
+                raise InputError(
+                    f"{self.name}: episode {index} ended at turn {number + 1} of {len(texts)}", field="texts"
+                )
+        return turn
 
 
 def level_index(level: int, position: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any, final
 
 from lockstep.core.errors import ConfigError, DeadlineError, EnvError
 from lockstep.core.trajectory import Problem, Score, Verdict
-from lockstep.envs.lm.task import Task
+from lockstep.envs.lm.task import EpisodeTask, Task, Turn
 from lockstep.envs.lm.worker import BROKEN, LOADED, READY, Job, Outcome, State, Worker, run_job
 
 MAX_CHUNK = 64
@@ -89,6 +89,27 @@ class VerifierPool:
         with self._free:
             self.counts.update(score.verdict for score in scores)
         return scores
+
+    def step_all(self, task: EpisodeTask, items: Sequence[tuple[int, Sequence[str]]]) -> list[Turn | Score]:
+        """The next turn of each episode, in order; a score where the episode failed or timed out, and so has ended.
+
+        A worker plays the episode from its beginning, so it keeps nothing, and any worker can go on with it.
+
+        Args:
+            items: (index of the problem, what the model wrote, turn by turn).
+        """
+        outcomes = self.run(task, [("play", (index, tuple(texts))) for index, texts in items])
+        turns: list[Turn | Score] = []
+        for outcome in outcomes:
+            is_turn = outcome.verdict is Verdict.SCORED and isinstance(outcome.value, Turn)
+            turns.append(outcome.value if is_turn else _score(outcome))
+        with self._free:
+            self.counts.update(
+                turn.verdict if isinstance(turn, Score) else Verdict.SCORED
+                for turn in turns
+                if isinstance(turn, Score) or turn.is_done
+            )
+        return turns
 
     def run(self, task: Any, jobs: Sequence[Job]) -> list[Outcome]:
         """The outcome of each call of a method of `task`, in order. Raises as `score_all` does."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 
+from lockstep.core.env import child_environment
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.envs.lm.mixture import Curriculum, CurriculumConfig, MixtureTask
-from lockstep.envs.lm.reasoning_gym import ReasoningGymConfig, ReasoningGymTask
+from lockstep.envs.lm.reasoning_gym import NO_REFERENCE, ReasoningGymConfig, ReasoningGymTask, generators
 from lockstep.envs.lm.task import level_index
 
 
@@ -26,6 +29,46 @@ def test_a_problem_is_a_function_of_configuration_and_index() -> None:
         assert [kind.problem(i) for i in (0, 5, 1 << 39)] == [again.problem(i) for i in (0, 5, 1 << 39)]
     questions = {task(seed=seed).problem(i).prompt for seed in (0, 1) for i in range(20)}
     assert len(questions) >= 38  # other seeds are other streams, not the same one shifted
+
+
+def test_string_hashes_of_a_process_change_no_problem() -> None:
+    program = (
+        "from lockstep.envs.lm.reasoning_gym import *\n"
+        "task = ReasoningGymTask(ReasoningGymConfig(generator='ransom_note'))\n"
+        "print([task.problem(i).prompt for i in (2, 0)])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=child_environment(PYTHONHASHSEED=seed),
+            capture_output=True,
+            check=True,
+            timeout=250,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+pytest.importorskip("reasoning_gym")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generator", generators())
+def test_every_generator_poses_judges_and_repeats(generator: str) -> None:
+    kind = task(generator, held_out_share=0.0)
+    first, second = kind.problem(0), kind.problem(1)
+    assert first.prompt != second.prompt
+    assert task(generator, held_out_share=0.0).problem(1) == second
+    for problem in (first, second):
+        assert len(problem.prompt or "") > 10
+        if generator in NO_REFERENCE:
+            continue
+        assert kind.score(problem, problem.answer).value == 1
+    for text in ("", "zzz", "-1", "[1, 2", "1/0", "{}", "a\nb\nc", "True", "((", "9" * 50):
+        score = kind.score(first, text)
+        assert score.is_scored
+        assert score.value < 1 or text == first.answer.strip(), text
 
 
 def test_splits_share_no_question_even_of_a_small_generator() -> None:
