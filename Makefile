@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart quickstart-control test test-slow test-envpool check format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,18 +20,28 @@ $(VENV)/.base: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	$(PIP) --no-build-isolation -e '.[serve,plot]'
 	@touch $@
 
+# An editable install builds the kernels of this machine; the tests judge those of every instruction set.
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --no-build-isolation -e '.[dev]'
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 quickstart: $(VENV)/.base
 	$(BIN)/lockstep quickstart
+
+quickstart-control: $(VENV)/.base
+	$(BIN)/lockstep quickstart control
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout=900
+
+# Apart, for EnvPool brings 700 MB of scenes.
+test-envpool: $(VENV)/.dev
+	$(PIP) --no-build-isolation -e '.[envpool]'
+	$(BIN)/python -m pytest tests/envs/control -k envpool
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -2,6 +2,9 @@
 
 The libraries are optional. Without a compiler, or on a system where they do not build, the package installs and runs on
 its naive kernels.
+
+A wheel holds every level. An editable install, which stays on its machine, builds the portable level and the one that
+this processor takes; `python setup.py build_ext --inplace` builds the others too.
 """
 
 from __future__ import annotations
@@ -31,12 +34,30 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 LEVELS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"]}
+# What `ls_cpu_level` of csrc/cpu.cpp asks the processor, in the words of /proc/cpuinfo.
+AVX512_NEEDS = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
+NEEDS = {
+    "avx2": ("avx2", "fma"),
+    "avx512": AVX512_NEEDS,
+    "avx512bf16": (*AVX512_NEEDS, "avx512_bf16", "avx512_vnni"),
+}
 
 
 def compiler() -> str | None:
     """The first C++ compiler found: $CXX, then the usual names."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def levels_of_this_machine() -> list[str]:
+    """The portable level and the highest that this processor runs; all of them where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return list(LEVELS)
+    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    runs = [level for level in LEVELS if flags.issuperset(NEEDS.get(level, ()))]
+    return list(dict.fromkeys(["portable", runs[-1]]))
 
 
 class BuildKernels(build_ext):
@@ -50,13 +71,18 @@ class BuildKernels(build_ext):
         folder = Path(self._folder())
         folder.mkdir(parents=True, exist_ok=True)
         objects = ROOT / "build" / "native"
+        # The longest first, so that no core waits for another's last file.
+        by_size = sorted(SOURCES, key=lambda name: -(ROOT / name).stat().st_size)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             compiled = {
-                level: [pool.submit(self._compile, cxx, level, source, objects / level) for source in SOURCES]
-                for level in LEVELS
+                level: [pool.submit(self._compile, cxx, level, source, objects / level) for source in by_size]
+                for level in self._levels()
             }
             for level, parts in compiled.items():
                 self._link(cxx, level, [part.result() for part in parts], folder)
+
+    def _levels(self) -> list[str]:
+        return levels_of_this_machine() if self.editable_mode else list(LEVELS)
 
     def _folder(self) -> str:
         in_tree = self.inplace or self.editable_mode
@@ -94,7 +120,7 @@ class BuildKernels(build_ext):
         return True
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self._folder()) / f"liblockstep_{level}.so") for level in LEVELS]
+        return [str(Path(self._folder()) / f"liblockstep_{level}.so") for level in self._levels()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
