@@ -35,6 +35,8 @@ class EnvPoolVectorEnv(gym.vector.VectorEnv):
         self.num_envs = config.num_envs
         self._options: dict[str, Any] = {"num_envs": config.num_envs, **config.kwargs}
         self._options["num_threads"] = config.num_threads or min(os.cpu_count() or 1, config.num_envs)
+        self._limit = config.time_limit
+        self._length_N = np.zeros(config.num_envs, np.int64)
         if config.time_limit is not None:
             self._options["max_episode_steps"] = config.time_limit
         if config.id.startswith("ALE/"):
@@ -59,12 +61,26 @@ class EnvPoolVectorEnv(gym.vector.VectorEnv):
         """First episodes under `seed`: a new pool."""
         if seed is not None:
             self._pool = self._make(seed)
+        self._length_N[:] = 0
         obs, infos = self._pool.reset()
         return obs, _kept(infos)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One step of every environment."""
+        """One step of every environment.
+
+        Raises:
+            EnvError: the environment went on beyond `time_limit`, which some of EnvPool's do not know.
+        """
         obs, reward_N, terminated_N, truncated_N, infos = self._pool.step(actions)
+        if self._limit is not None:
+            self._length_N += 1
+            ended_N = terminated_N | truncated_N
+            if ((self._length_N >= self._limit) & ~ended_N).any():
+                raise EnvError(
+                    f"time_limit={self._limit}: EnvPool's {self._id} does not end there; drop the limit, or use another "
+                    "vectoriser"
+                )
+            self._length_N[ended_N] = -1  # the next step resets and is none of the episode
         return obs, reward_N, terminated_N, truncated_N, _kept(infos)
 
     def close_extras(self, **kwargs: Any) -> None:

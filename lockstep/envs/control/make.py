@@ -73,6 +73,8 @@ def resolve_vectoriser(config: EnvConfig) -> tuple[str, str]:
     Raises:
         ConfigError: the one asked for does not exist for this environment.
     """
+    if config.vectoriser == "envpool":
+        return "envpool", "asked for"  # EnvPool has environments that Gymnasium does not know
     native = find_native(config)
     if config.vectoriser == "native" and native is None:
         raise ConfigError(

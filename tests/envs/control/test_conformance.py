@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from lockstep.core.errors import EnvError
 from lockstep.envs.control import EnvConfig, Stepper, episode_seed, make_env
 from lockstep.envs.control.conformance import NUM_ACTIONS
 from lockstep.envs.control.gymnasium_forms import gymnasium_stepper
@@ -192,3 +193,81 @@ def test_envpool_dummy_rows_are_no_transitions() -> None:
         again.close()
     finally:
         stepper.close()
+
+
+class Catch(NamedTuple):
+    """What EnvPool's Catch shows of itself: row and column of the ball, which falls one row a step, and the paddle's."""
+
+    row: int
+    ball: int
+    paddle: int
+
+    def cells(self) -> set[tuple[int, int]]:
+        return {(self.row, self.ball), (9, self.paddle)}
+
+
+def cells_of(board: np.ndarray) -> set[tuple[int, int]]:
+    return {(row, column) for row, column in np.argwhere(board.reshape(10, 5)).tolist()}
+
+
+def reset_of(board: np.ndarray) -> Catch:
+    (first, ball), (last, paddle) = sorted(cells_of(board))
+    assert (first, last) == (0, 9)
+    return Catch(0, ball, paddle)
+
+
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step", "disabled"])
+def test_envpool_gives_the_transitions_of_its_step_counter(autoreset: Any) -> None:
+    """Whatever mode is asked for, EnvPool resets with the next step and says so. The expected transitions follow from the
+    ball's column at each reset and the actions; a reset row taken for a transition would break the count."""
+    pytest.importorskip("envpool", reason="extra: envpool")
+    config = EnvConfig(id="Catch-v0", num_envs=3, vectoriser="envpool", autoreset=autoreset)
+    env = make_env(config, seed=SEED)
+    try:
+        assert env.mode is MODES["next_step"]
+        assert env.describe()["autoreset_asked"] == autoreset
+        obs = env.reset(SEED)
+        here = [reset_of(board) for board in obs]
+        taken, returns = [0] * 3, [0.0] * 3
+        num_ends = 0
+        for _ in range(60):
+            assert [cells_of(board) for board in obs] == [state.cells() for state in here]
+            actions = [action_of(i, taken[i]) for i in range(3)]
+            step = env.step(np.array(actions))
+            ends = {end.env_index: end for end in step.episodes}
+            for i in range(3):
+                if not step.valid_N[i]:
+                    assert step.starts_N[i], "only the step that resets is no transition"
+                    here[i] = reset_of(step.obs[i])
+                    continue
+                taken[i] += 1
+                row, ball, paddle = here[i]
+                expected = Catch(row + 1, ball, min(max(paddle + actions[i] - 1, 0), 4))
+                assert cells_of(step.next_obs[i]) == expected.cells()
+                caught = 1.0 if expected.ball == expected.paddle else -1.0
+                assert step.terminated_N[i] == (expected.row == 9)
+                assert not step.truncated_N[i]
+                assert step.reward_N[i] == (caught if expected.row == 9 else 0.0)
+                returns[i] += float(step.reward_N[i])
+                assert (i in ends) == step.terminated_N[i]
+                if i in ends:
+                    assert (ends[i].length, ends[i].episode_return) == (expected.row, returns[i])
+                    returns[i], num_ends = 0.0, num_ends + 1
+                here[i] = expected
+            obs = step.obs
+        assert num_ends >= 15
+    finally:
+        env.close()
+
+
+def test_envpool_that_ignores_the_time_limit_is_an_error() -> None:
+    """Catch, for one, plays on whatever limit it is given."""
+    pytest.importorskip("envpool", reason="extra: envpool")
+    env = make_env(EnvConfig(id="Catch-v0", num_envs=2, vectoriser="envpool", time_limit=5), seed=SEED)
+    try:
+        for _ in range(4):
+            env.step(np.zeros(2, np.int64))
+        with pytest.raises(EnvError, match="time_limit=5"):
+            env.step(np.zeros(2, np.int64))
+    finally:
+        env.close()
