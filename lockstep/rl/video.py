@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.core.errors import ConfigError, EnvError
+from lockstep.core.errors import ConfigError
 from lockstep.core.extras import require
 from lockstep.envs.control.config import EnvConfig
-from lockstep.envs.control.make import make_env
+from lockstep.envs.control.make import make_env, rendering
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.policy import Policy
 
@@ -30,13 +30,15 @@ def record_episodes(
 
     Returns:
         Return of each finished episode.
+
+    Raises:
+        ConfigError: another suffix.
+        EnvError: the environment gives no picture.
     """
     if out.suffix not in VIDEO_KINDS:
         raise ConfigError(f"video {out} has suffix {out.suffix!r}; expected one of {', '.join(VIDEO_KINDS)}")
     imageio = require("imageio.v2", extra="video")
-    config = replace(
-        env, num_envs=1, vectoriser="sync", clip_reward=False, kwargs={**env.kwargs, "render_mode": "rgb_array"}
-    )
+    config = rendering(replace(env, clip_reward=False))
     stepper = make_env(config, seed=seed)
     returns: list[float] = []
     frames: list[np.ndarray] = []
@@ -44,7 +46,7 @@ def record_episodes(
         actor = Actor(policy, 1, seed=seed)
         obs = stepper.reset(seed)
         while len(returns) < episodes and len(frames) < max_frames:
-            frames.append(_frame(stepper.env, env.id))
+            frames.append(stepper.render())
             result = stepper.step(actor.act(obs, deterministic=True).env_action.numpy())
             actor.advance(result.starts_N, result.valid_N)
             obs = result.obs
@@ -55,14 +57,6 @@ def record_episodes(
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(imageio, out, frames, fps)
     return returns
-
-
-def _frame(env: Any, env_id: str) -> np.ndarray:
-    rendered = env.render()
-    frame = rendered[0] if isinstance(rendered, tuple | list) else rendered
-    if frame is None:
-        raise EnvError(f"{env_id} renders nothing in mode 'rgb_array'; it cannot be recorded")
-    return np.asarray(frame)
 
 
 def _write(imageio: Any, out: Path, frames: list[np.ndarray], fps: int) -> None:
