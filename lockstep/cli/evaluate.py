@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     )
     print(f"return {result}; std {result.std:.1f}; mean length {sum(result.lengths) / len(result.lengths):.1f}")
     if wish.json is not None:
-        low, high = result.interval
+        low, high = (bound if math.isfinite(bound) else None for bound in result.interval)
         figures = {"mean": result.mean, "ci_low": low, "ci_high": high, "std": result.std}
         wish.json.write_text(json.dumps({**figures, "returns": list(result.returns)}, indent=2) + "\n")
     return 0

@@ -15,6 +15,7 @@ from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.policy import Policy
+from lockstep.runs.stats import t_interval
 
 EVAL_SEED_OFFSET = 1_000_003
 
@@ -43,12 +44,14 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the mean, normal approximation (at least 30 episodes make it trustworthy)."""
-        half = 1.96 * self.std / max(len(self.returns), 1) ** 0.5
-        return self.mean - half, self.mean + half
+        """95% interval of the mean over episodes (Student's t); NaN bounds for a single episode."""
+        interval = t_interval(self.returns)
+        return interval.low, interval.high
 
     def __str__(self) -> str:
         low, high = self.interval
+        if len(self.returns) == 1:
+            return f"{self.mean:.1f} (1 episode)"
         return f"{self.mean:.1f} (95% CI {low:.1f} to {high:.1f}, {len(self.returns)} episodes)"
 
 

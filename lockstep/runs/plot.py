@@ -98,7 +98,8 @@ def plot_curves(
         for curve in groups[label] if band.num_runs > 1 else ():
             axes.plot(curve.steps, _smoothed(curve.values, smooth), color=colour, alpha=0.22, linewidth=0.8)
         axes.fill_between(band.steps_G, band.low_G, band.high_G, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(band.steps_G, band.mean_G, color=colour, linewidth=2.2, label=f"{label} ({runs})")
+        dot = "o" if band.steps_G[0] == band.steps_G[-1] else ""  # a line of one point cannot be seen
+        axes.plot(band.steps_G, band.mean_G, color=colour, linewidth=2.2, marker=dot, label=f"{label} ({runs})")
     axes.set_xlabel("environment steps")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_formatter(_step_formatter())
@@ -138,7 +139,7 @@ def plot_intervals(scores: Mapping[str, Interval], out: Path, *, title: str = ""
         axes.annotate(f"{score.estimate:,.1f}", (score.estimate, row - 0.25), **place, color=_INK, fontsize=9)
     axes.set_yticks(range(len(scores)), labels=list(scores))
     axes.set_ylim(len(scores) - 0.4, -0.75)
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel(xlabel, loc="right")  # beside long names the axis is shorter than its label
     axes.use_sticky_edges = False
     axes.margins(x=0.08)
     axes.tick_params(axis="y", length=0)

@@ -23,10 +23,12 @@ ScoresByTask = Sequence[Sequence[float] | np.ndarray]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a two-sided confidence interval.
+    """An estimate with a two-sided confidence interval; NaN bounds where a single value leaves it open.
 
     >>> str(Interval(475.25, 460.0, 490.5))
     '475.2 [460.0, 490.5]'
+    >>> str(Interval(475.25, math.nan, math.nan))
+    '475.2 [-]'
     """
 
     estimate: float
@@ -34,7 +36,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        bounds = f"{self.low:.1f}, {self.high:.1f}" if math.isfinite(self.low) else "-"
+        return f"{self.estimate:.1f} [{bounds}]"
 
 
 def sample_std(values: Sequence[float] | np.ndarray) -> float:
@@ -87,13 +90,16 @@ def iqm(values: Sequence[float] | np.ndarray) -> float:
 def iqm_interval(scores: ScoresByTask, *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0) -> Interval:
     """IQM over all runs of all tasks with the stratified bootstrap's percentile interval.
 
-    Runs are resampled within each task, so that every resample has each task's number of runs.
+    Runs are resampled within each task, so that every resample has each task's number of runs. NaN bounds where every
+    task has a single run: their resamples are all the same and say nothing about other seeds.
 
     Raises:
         InputError: no task, a task without a run, or a score that is not finite.
     """
     tasks = _tasks(scores)
     estimate = float(_iqm(np.concatenate(tasks)[None])[0])
+    if all(task.size < 2 for task in tasks):
+        return Interval(estimate, math.nan, math.nan)
     return _percentile(estimate, _iqm(_stratified(tasks, num_resamples, seed)), level)
 
 

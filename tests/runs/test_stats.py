@@ -76,6 +76,14 @@ def test_iqm_interval_against_enumeration() -> None:
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.26)  # one step of the distribution
 
 
+def test_one_run_has_no_interval_over_runs() -> None:
+    interval = iqm_interval([[500.0]])
+    assert interval.estimate == 500.0
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    assert math.isfinite(iqm_interval([[500.0], [1.0, 2.0]]).low)
+
+
 def test_bootstrap_is_stratified() -> None:
     """Tasks far apart with no spread inside: resampling within tasks has no variance at all, across them it would."""
     tasks = [[0.0] * 5, [10.0] * 5, [20.0] * 5]
