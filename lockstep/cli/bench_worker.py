@@ -19,6 +19,7 @@ import torch
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.core.extras import require
 from lockstep.envs.control.config import EnvConfig
+from lockstep.layers.linear import ComputeDtype
 from lockstep.models.control.spec import NetworkConfig
 from lockstep.rl.algorithms import train_function
 from lockstep.rl.control.dqn import DQNConfig
@@ -71,10 +72,10 @@ def _dqn_cartpole() -> Case:
     return Case(ours, "DQN", "CartPole-v1", 1, {"buffer_size": 100_000}, 1000)
 
 
-def _dqn_cartpole_zoo() -> Case:
+def _dqn_cartpole_zoo(dtype: ComputeDtype) -> Case:
     ours = DQNConfig(
         env=EnvConfig(id="CartPole-v1", num_envs=1),
-        network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform"),
+        network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform", compute_dtype=dtype),
         run=RunConfig(threads=2),
         replay=ReplayConfig(
             buffer_size=100_000, batch_size=64, learning_starts=1000, train_freq=256, gradient_steps=128
@@ -95,15 +96,10 @@ def _dqn_cartpole_zoo() -> Case:
     return Case(ours, "DQN", "CartPole-v1", 1, peer, 2048)
 
 
-def _sac_halfcheetah(dtype: str, threads: int) -> Case:
+def _sac_halfcheetah(dtype: ComputeDtype, threads: int) -> Case:
     ours = SACConfig(
         env=EnvConfig(id="HalfCheetah-v5", num_envs=1),
-        network=NetworkConfig(
-            hidden_sizes=(256, 256),
-            activation="relu",
-            init="uniform",
-            compute_dtype="bf16" if dtype == "bf16" else "fp32",
-        ),
+        network=NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform", compute_dtype=dtype),
         run=RunConfig(threads=threads),
         replay=ReplayConfig(buffer_size=1_000_000, batch_size=256, learning_starts=100),
         learning_rate=3e-4,
@@ -116,7 +112,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "ppo-halfcheetah-1": lambda: _ppo_halfcheetah(1),
     "ppo-halfcheetah-8": lambda: _ppo_halfcheetah(8),
     "dqn-cartpole": _dqn_cartpole,
-    "dqn-cartpole-zoo": _dqn_cartpole_zoo,
+    "dqn-cartpole-zoo": lambda: _dqn_cartpole_zoo("fp32"),
+    "dqn-cartpole-zoo-bf16": lambda: _dqn_cartpole_zoo("bf16"),
     "sac-halfcheetah": lambda: _sac_halfcheetah("fp32", 2),
     "sac-halfcheetah-bf16": lambda: _sac_halfcheetah("bf16", 2),
 }

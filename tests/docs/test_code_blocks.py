@@ -17,6 +17,7 @@ import tyro
 from lockstep.cli.bench import BENCHES
 from lockstep.cli.main import VERBS
 from lockstep.cli.model_words import names_language_model
+from lockstep.cli.quickstart import QUICKSTARTS
 from lockstep.cli.train import _parse
 from lockstep.core.errors import LockstepError
 from lockstep.recipes import RECIPES, recipe
@@ -69,6 +70,10 @@ def _bench(args: Sequence[str]) -> None:
     tyro.cli(kinds[0], args=list(args[1:]))
 
 
+def _quickstart(args: Sequence[str]) -> None:
+    assert all(name in QUICKSTARTS for name in args), f"no such quickstart: {args}"
+
+
 def _runs(args: Sequence[str]) -> None:
     module = importlib.import_module("lockstep.cli.runs")
     verbs = {"list": module.ListRuns, "show": module.ShowRun, "compare": module.CompareRuns, "plot": module.PlotRuns}
@@ -96,7 +101,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "generate": _dataclass("lockstep.cli.generate", "GenerateArgs"),
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
     "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),
-    "quickstart": lambda args: None,
+    "quickstart": _quickstart,
 }
 
 LINES = sorted({line for path in DOCUMENTS for line in commands(path)})
