@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lockstep.api import Run, evaluate, load, record, resume, train
+    from lockstep.api import Run, evaluate, load, policy_from, record, resume, train
     from lockstep.core.errors import ConfigError, InputError, LockstepError
     from lockstep.envs.control.config import EnvConfig
     from lockstep.models.control.policy import Policy
@@ -27,6 +27,7 @@ _HOMES = {
     "Run": "lockstep.api",
     "evaluate": "lockstep.api",
     "load": "lockstep.api",
+    "policy_from": "lockstep.api",
     "record": "lockstep.api",
     "resume": "lockstep.api",
     "train": "lockstep.api",
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "list_recipes",
     "load",
+    "policy_from",
     "recipe",
     "record",
     "resume",

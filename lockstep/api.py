@@ -11,15 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from lockstep import kernels
 from lockstep.core.env import runs_root
 from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
+from lockstep.core.spaces import BoxSpace, Space
 from lockstep.envs.control.config import EnvConfig
+from lockstep.envs.control.spaces import action_space_of, leaf_space
 from lockstep.learn import session as language
 from lockstep.models.control.folder import load_policy
-from lockstep.models.control.policy import Policy
+from lockstep.models.control.imported import imported_network
+from lockstep.models.control.policy import Policy, build_head
+from lockstep.models.control.preprocess import Preprocess
+from lockstep.models.control.spec import HeadKind, NetworkConfig, PolicySpec
+from lockstep.models.graph import GraphModule, save_graph
 from lockstep.recipes import recipe as recipe_config
 from lockstep.rl.algorithms import AlgorithmConfig, open_session, train_function, validated
 from lockstep.rl.evaluate import Evaluation
@@ -28,6 +36,9 @@ from lockstep.rl.session import ProgressHook, Result, Session
 from lockstep.rl.video import record_episodes
 from lockstep.runs.config_json import config_from_json
 from lockstep.runs.directory import RunDirectory
+
+IMPORTED = "imported"
+"""Folder of a run directory with the network that its policy began from."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ def train(
     for key, value in overrides.items():
         config = override(config, key.replace("__", "."), value)
     validated(config)
+    imported = read_network(config)
     label = recipe if isinstance(recipe, str) else recipe_name or type(config).__name__.removesuffix("Config").lower()
     directory = RunDirectory.create(
         Path(out) if out is not None else runs_root(),
@@ -86,7 +98,85 @@ def train(
         recipe=label,
         kernels=json.dumps(kernels.describe()),
     )
+    if imported is not None:
+        save_graph(imported, directory.path / IMPORTED)
     return _run(config, directory, on_progress, resume=False)
+
+
+def policy_from(
+    network: nn.Module | Path | str,
+    obs_space: Any,
+    action_space: Any,
+    *,
+    outputs: Literal["logits", "q", "mean", "latent"],
+    output: str = "",
+    value: str = "",
+    critic: bool = False,
+    frame_stack: int = 1,
+    config: NetworkConfig | None = None,
+) -> Policy:
+    """A policy of ours around a network of another framework, its weights taken over.
+
+    Args:
+        network: an imported module, or a file that `lockstep.interop.load` reads.
+        obs_space, action_space: Gymnasium's spaces or ours.
+        outputs: what the network yields: logits (or probabilities) of discrete actions, action values, the mean of a normal
+            distribution, or features for dense layers of ours (`config.hidden_sizes`).
+        output, value: names of the outputs to use, where the first that fits is not the one.
+        critic: the policy also gives the state's value: the network's, where an output has one column, else one of ours.
+        frame_stack: frames that the policy joins; the steps of a network that reads sequences.
+        config: of layers that are ours.
+
+    Raises:
+        ConfigError: spaces, network and `outputs` do not fit each other.
+        FormatError: the file cannot be read.
+    """
+    from lockstep.interop.readers import load as load_network
+
+    module = network if isinstance(network, nn.Module) else load_network(network)
+    if not isinstance(module, GraphModule):
+        raise ConfigError(
+            f"network is a {type(module).__name__}; expected what lockstep.interop.load returns, or a file"
+        )
+    obs_space = obs_space if isinstance(obs_space, Space) else leaf_space(obs_space)
+    action_space = action_space if isinstance(action_space, Space) else action_space_of(action_space)
+    heads: dict[str, HeadKind] = {"logits": "categorical", "q": "q", "mean": "gaussian"}
+    latent: HeadKind = "gaussian" if isinstance(action_space, BoxSpace) else "categorical"
+    spec = PolicySpec(
+        obs_space=obs_space,
+        action_space=action_space,
+        head=heads.get(outputs, latent),
+        network=config or NetworkConfig(),
+        critic=critic,
+        frame_stack=frame_stack,
+    )
+    preprocess = Preprocess(spec.obs_space, normalise=False, frame_stack=frame_stack)
+    imported = imported_network(
+        module,
+        preprocess.features,
+        head=spec.head,
+        num_params=build_head(spec).num_params,
+        critic=critic,
+        frame_stack=frame_stack,
+        role="encoder" if outputs == "latent" else "policy",
+        output=output,
+        value=value,
+    )
+    return Policy(dataclasses.replace(spec, imported=imported))
+
+
+def read_network(config: AlgorithmConfig) -> GraphModule | None:
+    """The network that a configuration imports, None if it imports none.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    path = config.network.imported if "network" in config.__dict__ else ""
+    if not path:
+        return None
+    from lockstep.interop.readers import load as load_network
+
+    return load_network(path)
 
 
 def resume(path: Path | str, *, on_progress: ProgressHook | None = None) -> Run:
@@ -209,6 +299,9 @@ def _replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
+    if (directory.path / IMPORTED).is_dir():
+        # The run's own copy: the file it came from may be gone when the run is resumed.
+        config = override(config, "network.imported", str(directory.path / IMPORTED))
     session = open_session(config, directory, on_progress, resume=resume)
     try:
         with directory, session, polite_stop(session):

@@ -61,8 +61,11 @@ def format_of(path: Path) -> str:
     """
     if not path.exists():
         raise FormatError("does not exist", path=str(path))
+    head = b""
     try:
-        head = b"" if path.is_dir() else path.open("rb").read(HEAD)
+        if not path.is_dir():
+            with path.open("rb") as file:
+                head = file.read(HEAD)
     except OSError as error:
         raise FormatError(f"cannot be read: {error}", path=str(path)) from error
     suffix = "" if path.is_dir() else path.suffix.lower()

@@ -113,7 +113,7 @@ class PPOGradients:
 
 def _fused(policy: Policy) -> kernels.ActorCriticGradients | None:
     """The compiled call for `policy`, or None where its network or its head needs autograd."""
-    dense = isinstance(policy.actor, MLP) and policy.critic is not None and policy.core is None
+    dense = isinstance(policy.actor, MLP) and isinstance(policy.critic, MLP) and policy.core is None
     if not dense or not policy.preprocess.features.plain:
         return None
     if not isinstance(policy.head, Categorical | MultiCategorical | Gaussian):
@@ -122,6 +122,6 @@ def _fused(policy: Policy) -> kernels.ActorCriticGradients | None:
         return None
     head = head_of(policy)
     assert isinstance(policy.actor, MLP)
-    assert policy.critic is not None
+    assert isinstance(policy.critic, MLP)
     assert head is not None
     return kernels.ActorCriticGradients(net_of(policy.actor), net_of(policy.critic), head)

@@ -100,6 +100,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "chat": _dataclass("lockstep.cli.chat", "ChatArgs"),
     "generate": _dataclass("lockstep.cli.generate", "GenerateArgs"),
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
+    "import": _dataclass("lockstep.cli.import_file", "ImportArgs"),
     "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),
     "quickstart": _quickstart,
 }

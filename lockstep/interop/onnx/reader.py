@@ -16,7 +16,7 @@ import torch
 from lockstep.core.errors import FormatError
 from lockstep.core.extras import require
 from lockstep.interop.onnx.functions import inlined
-from lockstep.interop.onnx.tensors import DTYPE_WORDS, TORCH_DTYPES, tensor_of
+from lockstep.interop.onnx.tensors import BITS, DTYPE_WORDS, TORCH_DTYPES, tensor_of
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About, Graph, Node, Port, TensorValue
 from lockstep.models.graph.module import GraphModule
@@ -24,6 +24,9 @@ from lockstep.models.graph.module import GraphModule
 ORIGINAL_NAME = "model.onnx"
 MARK = "lockstep:"
 """Begins the doc string of each tensor of the kept graph whose content is in the module."""
+
+LIKE = {"QuantizeLinear": 2, "CastLike": 1}
+"""Operation -> the input whose element type its result has."""
 
 # AttributeProto.type by number.
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS, TENSORS = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -92,10 +95,15 @@ class _Reader:
             self.make.opsets["" if entry.domain == "ai.onnx" else entry.domain] = int(entry.version)
         self.kept: list[tuple[Any, str]] = []
         self.names: set[str] = set()
+        # Element types of 4 bits and less, which torch lacks, by name of the value.
+        self.small: dict[str, int] = {}
 
     def read(self, layout: Literal["", "NCHW", "NHWC"]) -> GraphModule:
         graph = self.model.graph
         names: dict[str, str] = {}
+        for value in [*graph.input, *graph.value_info, *graph.output]:
+            if value.type.tensor_type.elem_type in BITS:
+                self.small[value.name] = value.type.tensor_type.elem_type
         stored = self._stored(graph, names)
         for value in graph.input:
             if value.name not in stored:
@@ -132,6 +140,8 @@ class _Reader:
 
     def _store(self, proto: Any, name: str, names: dict[str, str]) -> None:
         value = tensor_of(proto, self.folder, path=self.path)
+        if proto.data_type in BITS:
+            self.small[name] = proto.data_type
         kept = self._keep(name, value, names)
         if isinstance(value, torch.Tensor):
             self.kept.append((proto, kept))
@@ -155,6 +165,12 @@ class _Reader:
         if proto.op_type == "Constant" and not domain:
             return self._constant(proto, names)
         attributes = {a.name: self._attribute(a, proto.op_type, names) for a in proto.attribute}
+        if (
+            proto.op_type in LIKE
+            and len(proto.input) > (place := LIKE[proto.op_type])
+            and proto.input[place] in self.small
+        ):
+            attributes["like"] = self.small[proto.input[place]]
         return Node(
             f"{domain}.{proto.op_type}" if domain else proto.op_type,
             tuple(names.get(name, name) for name in proto.input),

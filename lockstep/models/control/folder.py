@@ -9,9 +9,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lockstep.core.errors import CheckpointError, ConfigError
+from lockstep.core.errors import CheckpointError, ConfigError, FormatError
 from lockstep.models.control.policy import Policy, num_parameters
 from lockstep.models.control.spec import PolicySpec
+from lockstep.models.graph.folder import load_original, save_original
 
 FORMAT = "lockstep-policy-1"
 
@@ -36,6 +37,8 @@ def save_policy(
     if environment is not None:
         config["environment"] = environment
     _replace(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if policy.imported is not None:
+        save_original(policy.imported, folder)
     _replace(folder / "README.md", model_card(policy, results or {}, title or folder.name))
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in policy.state_dict().items()}
     temporary = folder / "model.safetensors.tmp"
@@ -63,7 +66,16 @@ def load_policy(folder: Path) -> Policy:
             raise CheckpointError(f"{folder}/config.json has format {config.get('format')!r}; expected {FORMAT!r}")
         policy = Policy(PolicySpec.from_json(config["spec"]))
         tensors = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError, TypeError, SafetensorError, ConfigError) as error:
+    except (
+        OSError,
+        json.JSONDecodeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        SafetensorError,
+        ConfigError,
+        FormatError,
+    ) as error:
         raise CheckpointError(f"{folder} cannot be read: {error!r}") from error
     expected = policy.state_dict()
     wrong = sorted(set(expected) ^ set(tensors))
@@ -71,6 +83,8 @@ def load_policy(folder: Path) -> Policy:
     if wrong:
         raise CheckpointError(f"{folder}/model.safetensors does not match config.json at {wrong[:5]}")
     policy.load_state_dict(tensors)
+    if policy.imported is not None:
+        policy.imported.original = load_original(folder)
     policy.version = int(config["version"])
     if policy.digest() != config["digest"]:
         raise CheckpointError(

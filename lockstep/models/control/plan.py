@@ -38,6 +38,7 @@ class PolicyPlan:
         assert isinstance(policy.actor, MLP)
         norm = policy.preprocess.normaliser
         normaliser = None if norm is None else Normaliser(norm.mean, norm.inv_std, norm.clip)
+        assert policy.critic is None or isinstance(policy.critic, MLP)
         critic = None if policy.critic is None else net_of(policy.critic)
         self._plan = plan = ActPlan(net_of(policy.actor), head, num_rows, critic, normaliser)
         self._obs_shape = plan.obs.shape

@@ -11,6 +11,7 @@ Legend: N or M rows, T time steps, P distribution parameters, A action dimension
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lockstep.core.errors import ConfigError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space
 from lockstep.core.tree import tree_leaves, tree_map
 from lockstep.layers.linear import MLP, Activation, NoisyMLP
-from lockstep.layers.recurrent import build_recurrent
+from lockstep.layers.recurrent import GRU, LSTM, build_recurrent
 from lockstep.models.control.actions import ActionMap
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.heads import (
@@ -34,10 +35,20 @@ from lockstep.models.control.heads import (
     QValues,
     SquashedGaussian,
 )
+from lockstep.models.control.imported import (
+    Columns,
+    ImportedCore,
+    ImportedEncoder,
+    actor_of,
+    critic_of,
+    imported_network,
+    read_imported,
+)
 from lockstep.models.control.networks import Encoder
-from lockstep.models.control.preprocess import ACTION_MASK, Preprocess
+from lockstep.models.control.preprocess import ACTION_MASK, Features, Preprocess
 from lockstep.models.control.spec import PolicySpec
 from lockstep.models.control.step import PolicyStep
+from lockstep.models.graph.module import GraphModule
 
 State = dict[str, Tensor]
 
@@ -55,30 +66,18 @@ class Policy(nn.Module):
 
     def __init__(self, spec: PolicySpec, *, seed: int = 0) -> None:
         super().__init__()
-        self.spec = spec
-        net = spec.network
         self.preprocess = Preprocess(
             spec.obs_space, normalise=spec.normalise_obs, frame_stack=spec.frame_stack, clip=spec.obs_clip
         )
-        self.encoder = Encoder(self.preprocess.features, net.encoder, net.encoder_size, net.compute_dtype)
-        size = self.encoder.out_size
-        self.core = None
-        if net.recurrent != "none":
-            self.core = build_recurrent(net.recurrent, size, net.recurrent_size)
-            size = net.recurrent_size
         self.head = build_head(spec)
+        self.spec = spec = with_imported(spec, self.preprocess.features, self.head)
+        self.encoder = build_encoder(spec, self.preprocess.features)
+        size = self.encoder.out_size
+        self.core = build_core(spec, self.preprocess.features, size)
+        size = size if self.core is None else self.core.hidden_size
         _check_mask(self.preprocess.features.num_mask, self.head)
-        widths = (size, *net.hidden_sizes, self.head.num_params)
-        squash: Activation = "tanh" if isinstance(self.head, Deterministic) else "none"
-        self.actor: MLP | NoisyMLP
-        if spec.noisy:
-            self.actor = NoisyMLP(widths, net.activation)
-        else:
-            self.actor = MLP(widths, net.activation, output_activation=squash, compute_dtype=net.compute_dtype)
-        self.critic = None
-        if spec.critic:
-            widths = (size, *net.hidden_sizes, 1)
-            self.critic = MLP(widths, net.activation, compute_dtype=net.compute_dtype)
+        self.actor = build_actor(spec, size, self.head.num_params)
+        self.critic = build_critic(spec, size) if spec.critic else None
         self.action_map = ActionMap(spec.action_space, squashed=spec.head in ("squashed", "deterministic"))
         self.version = 0
         self._init(seed)
@@ -99,6 +98,13 @@ class Policy(nn.Module):
         self.actor.init_orthogonal(generator, gain=gain, out_gain=0.01)
         if self.critic is not None:
             self.critic.init_orthogonal(generator, gain=gain, out_gain=1.0)
+
+    @property
+    def imported(self) -> GraphModule | None:
+        """The network of another framework inside of the policy, None where there is none."""
+        if isinstance(self.core, ImportedCore):
+            return self.core.network
+        return self.encoder.network if isinstance(self.encoder, ImportedEncoder) else None
 
     @property
     def is_recurrent(self) -> bool:
@@ -212,6 +218,80 @@ def build_head(spec: PolicySpec) -> Head:
             return QValues(space.n, dueling=spec.dueling, num_atoms=spec.num_atoms, support=spec.support)
     fits = {"categorical": "Discrete or MultiDiscrete", "q": "Discrete"}.get(spec.head, "Box")
     raise ConfigError(f"head {spec.head!r} needs a {fits} action space; got {space}; choose another algorithm or head")
+
+
+def with_imported(spec: PolicySpec, features: Features, head: Head) -> PolicySpec:
+    """The spec with the network that its configuration names in it, so that it no longer depends on a path.
+
+    Raises:
+        ConfigError: there is no such network, or it does not fit the policy.
+    """
+    net = spec.network
+    if not net.imported or spec.imported is not None:
+        return spec
+    imported = imported_network(
+        read_imported(net),
+        features,
+        head=spec.head,
+        num_params=head.num_params,
+        critic=spec.critic,
+        frame_stack=spec.frame_stack,
+        role=net.imported_role,
+        output=net.imported_output,
+    )
+    return replace(spec, imported=imported, network=replace(net, imported=""))
+
+
+def build_encoder(spec: PolicySpec, features: Features) -> Encoder | ImportedEncoder:
+    """The body: our own, or the imported network with what a critic of ours looks at."""
+    net, imported = spec.network, spec.imported
+    own = Encoder(features, net.encoder, net.encoder_size, net.compute_dtype)
+    if imported is None or imported.states:
+        return own
+    if imported.role == "policy" and (net.recurrent != "none" or spec.noisy):
+        raise ConfigError("an imported policy has no recurrent core or noisy layers of ours; use imported_role=encoder")
+    needs_own = spec.critic and imported.role == "policy" and not imported.value
+    return ImportedEncoder(features, imported, frame_stack=spec.frame_stack, critic=own if needs_own else None)
+
+
+def build_core(spec: PolicySpec, features: Features, size: int) -> LSTM | GRU | ImportedCore | None:
+    """The recurrent part, if there is one.
+
+    Raises:
+        ConfigError: an imported recurrent network where observations are not vectors, or a second core on top of it.
+    """
+    net, imported = spec.network, spec.imported
+    if imported is not None and imported.states:
+        if not features.plain or net.recurrent != "none" or spec.noisy:
+            raise ConfigError(
+                "a recurrent imported network reads vectors and takes no further core or noisy layers of ours"
+            )
+        needs_own = spec.critic and imported.role == "policy" and not imported.value
+        return ImportedCore(features, imported, keep_input=needs_own)
+    return None if net.recurrent == "none" else build_recurrent(net.recurrent, size, net.recurrent_size)
+
+
+def build_actor(spec: PolicySpec, size: int, num_params: int) -> MLP | NoisyMLP | Columns:
+    """From `size` latent features to the distribution's parameters."""
+    net, imported = spec.network, spec.imported
+    if imported is not None and imported.role == "policy":
+        return actor_of(imported, spec.head, num_params)
+    widths = (size, *net.hidden_sizes, num_params)
+    if spec.noisy:
+        return NoisyMLP(widths, net.activation)
+    squash: Activation = "tanh" if spec.head == "deterministic" else "none"
+    mlp = MLP(widths, net.activation, output_activation=squash, compute_dtype=net.compute_dtype)
+    return mlp if imported is None else Columns(0, size, mlp)
+
+
+def build_critic(spec: PolicySpec, size: int) -> MLP | Columns:
+    """From `size` latent features to the state's value."""
+    net, imported = spec.network, spec.imported
+    if imported is None:
+        return MLP((size, *net.hidden_sizes, 1), net.activation, compute_dtype=net.compute_dtype)
+    own = size if imported.role == "encoder" else size - imported.size
+    body = MLP((own, *net.hidden_sizes, 1), net.activation, compute_dtype=net.compute_dtype)
+    return Columns(0, size, body) if imported.role == "encoder" else critic_of(imported, body, size)
 
 
 def _check_mask(num_mask: int, head: Head) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lockstep.core.errors import ConfigError
 from lockstep.core.spaces import Space, space_from_json, space_to_json
 from lockstep.layers.linear import Activation, ComputeDtype
+from lockstep.models.graph.graph import Graph
+from lockstep.models.graph.module import GraphModule
+from lockstep.models.graph.states import Slot
 
 HeadKind = Literal["categorical", "gaussian", "squashed", "deterministic", "q"]
 
@@ -36,6 +39,51 @@ class NetworkConfig:
     """Initial weights: orthogonal (PPO, A2C) or uniform in ±1/sqrt(in) (the default of dense layers in PyTorch)."""
     compute_dtype: ComputeDtype = "fp32"
     """Operand precision of matrix products; bf16 is 2-4x faster where arithmetic dominates. Sums are fp32 either way."""
+    imported: str = ""
+    """File or folder of another framework's network (ONNX, Caffe, ...; see lockstep import): it takes the encoder's place, and
+    that of the actor where an output of it has the columns that the actions need."""
+    imported_role: Literal["auto", "policy", "encoder"] = "auto"
+    """The imported network gives the action distribution (policy), or features for dense layers of ours (encoder)."""
+    imported_output: str = ""
+    """Its output to use (empty: the first that fits)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedNetwork:
+    """A network of another framework and its part in a policy. `module` has the weights it came with."""
+
+    graph: Graph
+    role: Literal["policy", "encoder"]
+    output: str
+    """Value of the graph that the policy goes on with."""
+    size: int
+    """Its columns."""
+    value: str = ""
+    """Value of the graph that is the state's value; empty: none."""
+    states: tuple[Slot, ...] = ()
+    """What a recurrent network carries from step to step."""
+    module: GraphModule | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form without the weights."""
+        return {
+            "graph": self.graph.to_json(),
+            "role": self.role,
+            "output": self.output,
+            "size": self.size,
+            "value": self.value,
+            "states": [[slot.input, slot.output, slot.size] for slot in self.states],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ImportedNetwork:
+        """Inverse of `to_json`.
+
+        Raises:
+            FormatError, TypeError: it is not one.
+        """
+        states = tuple(Slot(*slot) for slot in data["states"])
+        return ImportedNetwork(**{**data, "graph": Graph.from_json(data["graph"]), "states": states})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +103,15 @@ class PolicySpec:
     noisy: bool = False
     num_atoms: int = 1
     support: tuple[float, float] | None = None
+    imported: ImportedNetwork | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, inverse of `from_json`."""
-        data = asdict(self)
+        data = asdict(replace(self, imported=None))
+        if self.imported is None:
+            del data["imported"]
+        else:
+            data["imported"] = self.imported.to_json()
         data["obs_space"] = space_to_json(self.obs_space)
         data["action_space"] = space_to_json(self.action_space)
         return data
@@ -87,6 +140,8 @@ class PolicySpec:
             values["network"] = NetworkConfig(**network)
         except TypeError as error:
             raise ConfigError(f"policy config, network: {error}") from error
+        if values.get("imported") is not None:
+            values["imported"] = ImportedNetwork.from_json(values["imported"])
         if values.get("support") is not None:
             values["support"] = tuple(values["support"])
         return PolicySpec(**values)

@@ -145,6 +145,8 @@ def _steps(
     steps: list[Step] = []
     for node, attributes, used in reversed(nodes):
         wanted = tuple(bool(name) and name in needed for name in node.outputs)
+        if not any(wanted):
+            continue
         reads = {name for name in [*node.inputs, *used] if name}
         dead = tuple(sorted(name for name in (reads | set(filter(None, node.outputs))) & own if name not in needed))
         needed |= reads

@@ -162,9 +162,18 @@ def identity(call: Call, x: Host) -> Host:
     return x
 
 
+def broadcast_args(call: Call, x: Host, y: Host) -> Any:
+    """The shape of two shapes together; an operation of TensorFlow that its exporter leaves in ONNX files."""
+    first, second = x.items(), y.items()
+    rank = max(len(first), len(second))
+    first, second = [1] * (rank - len(first)) + first, [1] * (rank - len(second)) + second
+    return Host([b if isinstance(a, int) and a == 1 else a for a, b in zip(first, second, strict=True)], x.dtype)
+
+
 OPS: dict[str, Function] = {
     "Add": elementwise(lambda x, y: x + y),
     "And": elementwise(lambda x, y: x and y),
+    "BroadcastArgs": broadcast_args,
     "Cast": cast,
     "Concat": concat,
     "ConstantOfShape": constant_of_shape,

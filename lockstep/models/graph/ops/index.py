@@ -201,6 +201,8 @@ def space_to_depth(call: Call, x: Value) -> Tensor:
     x = to_tensor(x)
     n, c, h, w = x.shape
     block = call.need("blocksize")
+    if call.get("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, block)
     x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(n, c * block**2, h // block, w // block)
 

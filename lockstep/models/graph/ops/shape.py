@@ -173,7 +173,13 @@ def constant_of_shape(call: Call, sizes: Value) -> Tensor:
     return torch.full(dims, value.data[0], dtype=dtype_of(value.dtype))
 
 
+def broadcast_args(call: Call, x: Value, y: Value) -> Host:
+    shape = torch.broadcast_shapes(to_ints(x), to_ints(y))
+    return Host(list(shape), to_tensor(x).dtype)
+
+
 OPS: dict[str, Function] = {
+    "BroadcastArgs": broadcast_args,
     "Concat": concat,
     "ConstantOfShape": constant_of_shape,
     "Expand": expand,
