@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lockstep import load, policy_from, train
+from lockstep.api import load, policy_from, train
 from lockstep.core.errors import ConfigError, FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop import load as load_network

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from lockstep import policy_from
+from lockstep.api import policy_from
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.onnx import read_onnx, save_onnx
 

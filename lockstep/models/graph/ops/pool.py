@@ -68,7 +68,8 @@ def max_pool(call: Call, x: Value) -> Any:
 
 def _unpadded(index: Tensor, x: Tensor, wide: Tensor, windows: Windows, column_major: int) -> Tensor:
     """Places in the padded image -> flat places in the whole input."""
-    sizes, axes = list(x.shape[2:]), []
+    sizes = list(x.shape[2:])
+    axes: list[Tensor] = []
     for i in range(windows.rank - 1, -1, -1):
         axes.insert(0, index % wide.shape[2 + i] - windows.extended[i])
         index = index // wide.shape[2 + i]

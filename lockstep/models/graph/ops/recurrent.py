@@ -188,9 +188,13 @@ def _activations(call: Call, defaults: tuple[str, ...], num_directions: int) -> 
         for i, source in enumerate((alphas, betas)[: len(given)]):
             if source:
                 numbers[i] = source.pop(0)
-        made.append(lambda x, fn=fn, numbers=tuple(numbers): fn(x, *numbers))
+        made.append(_bound(fn, tuple(numbers)))
     per = len(defaults)
     return [made[i * per : (i + 1) * per] for i in range(num_directions)]
+
+
+def _bound(fn: Callable[..., Tensor], numbers: tuple[float, ...]) -> Activation:
+    return lambda x: fn(x, *numbers)
 
 
 OPS: dict[str, Function] = {
