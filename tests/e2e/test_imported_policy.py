@@ -27,11 +27,11 @@ def _run(recipe: str, file: Path, out: Path, **overrides: object) -> object:
 
 
 def test_ppo_trains_every_weight_of_an_onnx_file_and_the_folder_stands_alone(tmp_path: Path) -> None:
-    file = mlp(tmp_path / "policy.onnx", (4, 32, 32, 2), softmax=True, value=True)
+    file = mlp(tmp_path / "policy.onnx", (4, 32, 32, 2), softmax=True)
     before = {name: tensor.clone() for name, tensor in load_network(file).state_dict().items()}
-    run = _run("ppo-cartpole", file, tmp_path, run__total_steps=6144, run__final_episodes=5, run__eval_every=0)
+    run = _run("ppo-cartpole", file, tmp_path, run__total_steps=5120, run__final_episodes=5, run__eval_every=0)
     assert run.result.evaluation is not None
-    assert run.result.evaluation.mean > 50.0
+    assert run.result.evaluation.mean > 40.0
     file.unlink()
     (tmp_path / "moved").symlink_to(run.path)
     policy = load(tmp_path / "moved")
@@ -51,14 +51,16 @@ def test_tuned_weights_go_back_into_the_original_graph(tmp_path: Path) -> None:
 
     from lockstep.interop.onnx import save_onnx
 
-    file = mlp(tmp_path / "policy.onnx", (4, 16, 2), softmax=True)
+    file = mlp(tmp_path / "policy.onnx", (4, 16, 2), softmax=True, value=True)
     run = _run("ppo-cartpole", file, tmp_path, run__total_steps=512, run__final_episodes=0, run__eval_every=0)
     policy = load(run.path)
     save_onnx(policy.imported, tmp_path / "tuned.onnx")
     obs = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    (probabilities,) = onnxruntime.InferenceSession(str(tmp_path / "tuned.onnx")).run(["out"], {"obs": obs})
-    params = policy(torch.from_numpy(obs), {}, torch.zeros(6, dtype=torch.bool))[0].detach()
-    assert np.allclose(probabilities, torch.softmax(params, 1), atol=1e-6)
+    session = onnxruntime.InferenceSession(str(tmp_path / "tuned.onnx"))
+    probabilities, value = session.run(["out", "value"], {"obs": obs})
+    params, own_value, _ = policy(torch.from_numpy(obs), {}, torch.zeros(6, dtype=torch.bool))
+    assert np.allclose(probabilities, torch.softmax(params.detach(), 1), atol=1e-6)
+    assert np.allclose(value[:, 0], own_value.detach(), atol=1e-6)
 
 
 def test_dqn_trains_one_and_resumes_without_the_file(tmp_path: Path) -> None:
