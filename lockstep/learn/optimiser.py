@@ -299,6 +299,7 @@ def layer_matrices(modules: Sequence[nn.Module]) -> dict[nn.Parameter, Sequence[
         and part.weight is not None
         and part.weight.requires_grad
         and part.weight not in apart
+        and part.weight.shape[-2] > 1  # a single row, such as a value head, is a vector
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lockstep.envs.lm.make import TaskConfig
 from lockstep.envs.lm.verify import VerifierConfig
 from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig
 from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
 from lockstep.learn.session import UpdatesConfig
+from lockstep.rl.lm.algorithms import ALGORITHMS
 from lockstep.rl.lm.batch import LearnConfig
 from lockstep.rl.lm.evaluate import EvaluationConfig
 from lockstep.rl.lm.grpo import GRPOConfig
@@ -46,3 +49,66 @@ def chain_sum() -> GRPOConfig:
 def letter_counting() -> GRPOConfig:
     """How often a letter stands in a few words, by GRPO: a new 0.9M-parameter model."""
     return _recipe("letter_counting", {"min_words": 2, "max_words": 4}, start=60, updates=100, max_tokens=6)
+
+
+def _by(algorithm: str) -> GRPOConfig:
+    base, loss = spell_backward(), ALGORITHMS[algorithm]
+    if loss.aggregation == "fixed":
+        loss = replace(loss, max_length=base.rollout.max_tokens)
+    rollout = replace(base.rollout, greedy_baseline=loss.advantage == "greedy_baseline")
+    return replace(base, learn=replace(base.learn, loss=loss), rollout=rollout)
+
+
+def ppo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by proximal policy optimisation with a value head."""
+    return _by("ppo")
+
+
+def dr_grpo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by Dr.GRPO: no division by deviation or length."""
+    return _by("dr_grpo")
+
+
+def dapo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by DAPO: a higher upper clip, the mean over tokens."""
+    return _by("dapo")
+
+
+def rloo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by RLOO: each sample against the mean of its group's others."""
+    return _by("rloo")
+
+
+def reinforce_pp_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by REINFORCE++: advantages whitened over the batch."""
+    return _by("reinforce_pp")
+
+
+def remax_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by ReMax: the greedy answer's reward as baseline."""
+    return _by("remax")
+
+
+def gspo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by GSPO: ratios of whole sequences."""
+    return _by("gspo")
+
+
+def cispo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by CISPO: clipped weights, no clipped updates."""
+    return _by("cispo")
+
+
+def gmpo_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by GMPO: geometric means of clipped ratios."""
+    return _by("gmpo")
+
+
+def maxrl_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by MaxRL: towards the likelihood of right answers."""
+    return _by("maxrl")
+
+
+def pass_at_k_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by the gradient of pass@4."""
+    return _by("pass_at_k")

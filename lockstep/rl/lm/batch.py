@@ -16,10 +16,17 @@ from torch import Tensor
 from lockstep.core.errors import ConfigError, ExactnessError
 from lockstep.core.trajectory import Trajectory
 from lockstep.learn.learner import Learner, Loss, Metrics
-from lockstep.learn.logprobs import Logprobs, forward_logprobs
+from lockstep.learn.logprobs import Logprobs, Truncation, forward_logprobs
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.models.language import LanguageModel
-from lockstep.rl.lm.advantages import Rewards, overlong_penalty, sequence_advantages
+from lockstep.rl.lm.advantages import (
+    Rewards,
+    overlong_penalty,
+    sequence_advantages,
+    token_gae,
+    token_rewards,
+    whitened_tokens,
+)
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
 from lockstep.rl.lm.rollout import Group, RolloutConfig
@@ -76,6 +83,7 @@ class Batch:
 
     minibatches: tuple[Minibatch, ...]
     temperature: float
+    truncation: Truncation | None
     num_unscored: int
     """Samples whose verifier failed: they teach nothing."""
 
@@ -103,7 +111,8 @@ def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutCon
         if config.exact and config.num_steps > 1 and all_fresh:
             # The sampler's numbers are the learner's: no forward pass is needed for what later steps are clipped against.
             example = replace(example, columns={**example.columns, "old_logprob": example.columns["recorded_logprob"]})
-        silent = advantage == 0.0
+        # Where values are learned, "advantage" is still the score, and says nothing about silence.
+        silent = advantage == 0.0 and config.loss.advantage != "gae"
         if not (silent and config.drop_uniform):
             counted[part].append(example)
         if not silent or config.pulls_everywhere:
@@ -114,13 +123,19 @@ def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutCon
         if kept
     ]
     total = sum(len(group.trajectories) for group in groups)
-    return Batch(minibatches=tuple(parts), temperature=rollout.temperature, num_unscored=total - len(rows))
+    return Batch(
+        minibatches=tuple(parts),
+        temperature=rollout.temperature,
+        truncation=rollout.truncation,
+        num_unscored=total - len(rows),
+    )
 
 
 class Update:
     """The gradient steps of one batch, in two parts: what needs no change of weights, and the rest.
 
     Args:
+        learner: with the head "value" where the advantage is gae.
         reference: the policy that a KL penalty pulls to.
     """
 
@@ -141,6 +156,8 @@ class Update:
             return
         if self._config.num_steps > 1 and "old_logprob" not in self._packed[0][0].columns:
             self._packed = [self._with(micros, "old_logprob", self._learner.model) for micros in self._packed]
+        if self._config.loss.advantage == "gae":
+            self._packed = self._valued(self._packed)
         self._accumulate(0, exact=self._config.exact)
 
     def finish(self) -> None:
@@ -158,22 +175,48 @@ class Update:
         self.metrics |= {"learn_s": seconds, "learn_tok_s": self._batch.num_tokens * self._config.epochs / seconds}
 
     def _accumulate(self, place: int, *, exact: bool) -> dict[str, float]:
-        loss = policy_loss(self._config.loss, self._batch.minibatches[place].counts)
+        counts, head = self._batch.minibatches[place].counts, self._learner.heads.get("value")
+        loss = policy_loss(self._config.loss, counts, value_head=head)
         self._total, metrics = self._learner.accumulate(
             self._packed[place],
             exactly(loss) if exact else loss,
             temperature=self._batch.temperature,
+            truncation=self._batch.truncation,
             entropy=True,
         )
         self.metrics = metrics | self.metrics
         return metrics
 
     def _with(self, micros: list[MicroBatch], column: str, model: LanguageModel) -> list[MicroBatch]:
-        found = forward_logprobs(model, micros, temperature=self._batch.temperature)
+        found = forward_logprobs(model, micros, temperature=self._batch.temperature, truncation=self._batch.truncation)
         return [
             replace(micro, columns={**micro.columns, column: logprob_R})
             for micro, logprob_R in zip(micros, found, strict=True)
         ]
+
+    @torch.no_grad()
+    def _valued(self, packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+        """Token advantages from the value head, whitened over the batch; each sample's score comes at its last token."""
+        config, model, head = self._config.loss, self._learner.model, self._learner.heads["value"]
+        made = []
+        for micros in packed:
+            for micro in micros:
+                value_R = head(model(micro.batch, None).index_select(0, micro.rows_R))
+                score_S = micro.sequence_sum(micro.columns["advantage"]) / micro.sequence_rows().clamp(min=1.0)
+                advantage_R, return_R = token_gae(
+                    token_rewards(score_S, micro.sequence_R),
+                    value_R,
+                    micro.sequence_R,
+                    gamma=config.gamma,
+                    lam=config.gae_lambda,
+                )
+                made.append((micro, advantage_R, return_R, value_R))
+        white = whitened_tokens([one[1] for one in made], [one[0].weight_R for one in made])
+        valued = iter(
+            micro.with_columns(**{"advantage": advantage_R, "return": return_R, "old_value": value_R})
+            for (micro, _, return_R, value_R), advantage_R in zip(made, white, strict=True)
+        )
+        return [[next(valued) for _ in micros] for micros in packed]
 
 
 def exactly(loss: Loss) -> Loss:
@@ -214,6 +257,8 @@ def _advantages(rows: Sequence[tuple[Group, Trajectory]], config: LearnConfig, r
         scores = [group.baseline.score if group.baseline is not None else None for group, _ in rows]
         # A greedy answer that could not be judged is no baseline: 0, the value of none.
         baseline = torch.tensor([s.value if s is not None and s.is_scored else 0.0 for s in scores])
+    if config.loss.advantage == "gae":
+        return rewards
     given = Rewards(
         reward_N=torch.tensor(rewards, dtype=torch.float32),
         group_N=torch.tensor([group.number for group, _ in rows]),
@@ -228,10 +273,9 @@ def _example(
 ) -> Example:
     num = len(trajectory.tokens)
     fresh = _is_fresh(trajectory, version)
-    recorded = trajectory.sampling_logprobs if rollout.is_whole_distribution else trajectory.logprobs
     columns = {"advantage": [advantage] * num, "sampling_logprob": trajectory.sampling_logprobs}
     if config.exact:
-        columns |= {"recorded_logprob": recorded, "fresh": [float(fresh)] * num}
+        columns |= {"recorded_logprob": trajectory.sampling_logprobs, "fresh": [float(fresh)] * num}
     return Example.of(trajectory.tokens, weight=[float(one) for one in trajectory.is_sampled], columns=columns)
 
 

@@ -8,11 +8,13 @@ With `staleness` 0 these follow each other; above it the roll-out of later batch
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from lockstep import kernels
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import Learner, LearnerConfig
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.session import Result, Session, UpdatesConfig
@@ -31,7 +33,7 @@ TOKENIZER_PROBLEMS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """Reinforcement of a language model without a critic."""
+    """Reinforcement of a language model; with PPO's composition (`ALGORITHMS["ppo"]`) a value head learns along."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     """What it learns to do."""
@@ -67,12 +69,16 @@ def train(config: GRPOConfig, session: Session) -> Result:
     model, tokenizer = made.model, made.tokenizer
     if not session.restores:
         supervised_start(model, tokenizer, source, config.start, session.note)
-    learner = Learner(model, config.learner)
+    loss = config.learn.loss
+    heads = {"value": ScalarHead(model.facts.width)} if loss.advantage == "gae" else {}
+    learner = Learner(model, config.learner, heads=heads)
+    # What a KL penalty pulls to: the model as reinforcement found it, and as every resumed process must find it again.
+    reference = copy.deepcopy(model).requires_grad_(False) if loss.kl.coef > 0.0 else None
     engine = new_engine(model, tokenizer, config.rollout)
     publisher = Publisher(engine, SharedWeights(model))
     with VerifierPool(config.verifier) as verifier:
         rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
-        session.begin({"learner": learner})
+        session.begin({"learner": learner} | ({"reference": reference} if reference is not None else {}))
         publisher.publish(session.step)
         first_digest = publisher.current.digest
         if session.evaluation_due:
@@ -83,7 +89,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 groups, stats = collector.take(session.step)
                 behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)
                 batch = make_batch(groups, config.learn, config.rollout, session.step)
-                update = Update(learner, batch, config.learn)
+                update = Update(learner, batch, config.learn, reference)
                 update.prepare()
                 collector.published(session.step + 1, [update.finish, publisher.publish_next])
                 session.log_samples(readable(groups[0]))

@@ -21,6 +21,7 @@ from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
 from lockstep.envs.lm.task import Episode, EpisodeTask, Task, Turn
 from lockstep.envs.lm.verify import VerifierPool
+from lockstep.learn.logprobs import Truncation
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import AnyTask
 from lockstep.tokenize.chat import ChatTemplate
@@ -60,9 +61,9 @@ class RolloutConfig:
         return 2 * self.max_sequences + 512
 
     @property
-    def is_whole_distribution(self) -> bool:
-        """Whether every token may be drawn: no truncation."""
-        return self.top_p == 1.0 and self.top_k == 0 and self.min_p == 0.0
+    def truncation(self) -> Truncation | None:
+        """Which tokens may be drawn, as the learner takes it; None: all."""
+        return Truncation.of(SamplingParams(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p))
 
 
 @dataclass(kw_only=True)
