@@ -18,7 +18,9 @@ from lockstep.rl.lm.rollout import RolloutConfig
 from lockstep.rl.lm.start import StartConfig
 
 
-def _recipe(name: str, options: dict[str, bool | int | float | str], start: int, updates: int, max_tokens: int) -> GRPOConfig:
+def _recipe(
+    name: str, options: dict[str, bool | int | float | str], start: int, updates: int, max_tokens: int
+) -> GRPOConfig:
     """A new model of 0.9M parameters: a supervised start of so many steps, then so many updates."""
     schedule = ScheduleConfig(kind="linear", warmup_steps=10, total_steps=start, final=0.1)
     warm = LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=3e-3, muon_lr=0.02, schedule=schedule))

@@ -128,7 +128,8 @@ def score_tokens(logits_RV: Tensor, tokens_R: Tensor, columns: tuple[Tensor, ...
     known = [0 <= token < logits_RV.shape[1] for token in tokens_R.tolist()]
     if not all(known):
         raise wrong_token(tokens_R, known.index(False), logits_RV.shape[1])
-    rules = [Rule(*values, 0, 0) for values in zip(*(c.tolist() for c in columns), strict=True)]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    rules = [Rule(heat, top_k, top_p, min_p, typical_p, 0, 0) for heat, top_k, top_p, min_p, typical_p in rows]
     scored = [
         score_row(row, token, rule) for row, token, rule in zip(logits_RV.cpu(), tokens_R.tolist(), rules, strict=True)
     ]
