@@ -44,7 +44,7 @@ def spell_backward() -> GRPOConfig:
 
 def chain_sum() -> GRPOConfig:
     """Sums and differences of three to five digits, by GRPO: a new 0.9M-parameter model."""
-    options = {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}
+    options: dict[str, bool | int | float | str] = {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}
     return _recipe("chain_sum", options, start=100, updates=100, max_tokens=8)
 
 
