@@ -11,21 +11,27 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, final
 
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.extras import require
 from lockstep.core.trajectory import Problem, Score
+from lockstep.envs.lm.math_answer import quantity
 from lockstep.envs.lm.steady import has_steady_hashes, steady_drawer
 from lockstep.envs.lm.task import LevelledTask, check_share, split_index
 
 NO_REFERENCE = ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour")
 """Generators whose problems bring no reference answer, or one that their verifier does not take: it checks instead."""
 
-MALFORMED: Mapping[str, tuple[type[Exception], ...]] = {"prime_factorization": (ValueError,)}
+MALFORMED: Mapping[str, tuple[type[Exception], ...]] = {
+    "boxnet": (TypeError, AttributeError, KeyError),
+    "game_of_life": (TypeError, KeyError, IndexError),
+    "prime_factorization": (ValueError,),
+}
 """What a generator's verifier raises at an answer that it cannot read. Such an answer is wrong, not a failure."""
 
 # Generators that build all their problems at once, or take indices up to a limit: how many problems one of them holds.
@@ -139,9 +145,8 @@ class ReasoningGymTask(LevelledTask):
     def score(self, problem: Problem, text: str) -> Score:
         answer = self._extract(text)
         entry = problem.data["entry"]
-        if self.name == "game_of_life_halting":
-            # reasoning-gym 0.1.25 compares bool(text) with bool(text), so that any text is right.
-            return Score.of(float(answer is not None and answer.strip() == str(entry["answer"])))
+        if self.name in _CORRECTED:
+            return Score.of(float(answer is not None and _CORRECTED[self.name](answer.strip(), str(entry["answer"]))))
         try:
             value = self._dataset(problem.data["level"], 0).score_answer(answer, entry)
         except MALFORMED.get(self.name, ()) as error:
@@ -200,6 +205,20 @@ class ReasoningGymTask(LevelledTask):
         if self.name not in _SIZES:
             dataset.size = _ENDLESS  # word_ladder looks at it, and takes no large one in its options
         return dataset
+
+
+def _same_text(answer: str, expected: str) -> bool:
+    return answer == expected
+
+
+def _same_number(answer: str, expected: str) -> bool:
+    got = quantity(answer)
+    return got is not None and abs(got.value - Fraction(expected)) <= Fraction(1, 10_000)
+
+
+# Verifiers of reasoning-gym 0.1.25 that reward what is wrong: game_of_life_halting compares the truth of two texts, so any
+# text is right; coin_flip compares as many characters as the shorter number has, so "0" is right for 0.3125.
+_CORRECTED: Mapping[str, Callable[[str, str], bool]] = {"game_of_life_halting": _same_text, "coin_flip": _same_number}
 
 
 def generators() -> list[str]:

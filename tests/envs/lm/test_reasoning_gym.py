@@ -54,6 +54,7 @@ pytest.importorskip("reasoning_gym")
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # numpy's, at answers that are no matrix
 @pytest.mark.parametrize("generator", generators())
 def test_every_generator_poses_judges_and_repeats(generator: str) -> None:
     kind = task(generator, held_out_share=0.0)
@@ -100,6 +101,10 @@ def test_upstream_verdicts_that_would_mislead() -> None:
     problem = halting.problem(0)
     other = {"True": "False", "False": "True"}[problem.answer]
     assert [halting.score(problem, text).value for text in (problem.answer, other, "zzz")] == [1, 0, 0]
+    coins = task("coin_flip")
+    problem = coins.problem(0)
+    assert 0 < float(problem.answer) < 1
+    assert [coins.score(problem, text).value for text in (problem.answer, "0", "0.", "1/3")] == [1, 0, 0, 0]
     primes = task("prime_factorization")
     score = primes.score(primes.problem(0), "two times three")
     assert (score.value, score.is_scored, score.detail[:10]) == (0, True, "unreadable")
