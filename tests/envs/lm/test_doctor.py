@@ -36,7 +36,7 @@ def test_faults_are_found(fault: str, what: str, words: str) -> None:
 
 def test_a_task_without_answers_is_a_warning() -> None:
     report = diagnose(Subject("none"), num_problems=2)
-    assert [finding.what for finding in report.findings if finding.level == "warning"] == ["reference"]
+    assert "reference" in [finding.what for finding in report.findings if finding.level == "warning"]
 
 
 def test_the_command_looks_at_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
