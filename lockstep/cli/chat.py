@@ -23,7 +23,7 @@ class ChatArgs:
     """Talk to a model. When the input is not a terminal, every line of it is a turn and only answers are printed."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A GGUF file, a Hugging Face folder, or a hub id."""
+    """A GGUF file, a Hugging Face folder, a name in the store, or a hub id."""
     system: str = ""
     """What the model is told first."""
     chat_template: str | None = None

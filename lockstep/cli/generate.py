@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from lockstep.cli.store_args import stored_path
 from lockstep.core.errors import ConfigError
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
@@ -50,11 +52,14 @@ class ModelArgs:
     """Memory for keys and values, in MiB; None: half of what is free."""
     draft: str = ""
     """A small model of the same vocabulary that guesses ahead; texts stay the same."""
+    store: Path | None = None
+    """Folder of the model store; None: lockstep/models in the user's cache."""
 
     def load(self, model: str, max_sequences: int) -> LLM:
         """The model, ready to generate."""
         mib = self.kv_memory_mib
         config = EngineConfig(max_context=self.max_context, max_sequences=max_sequences)
+        model = stored_path(model, self.store)
         memory_bytes = None if mib is None else mib * 2**20
         return LLM(model, config=config, dtype=self.dtype, draft=self.draft or None, memory_bytes=memory_bytes)
 
@@ -64,7 +69,7 @@ class GenerateArgs:
     """Go on from prompts; each text is printed after its prompt. Without prompts, each line of the input is one."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A GGUF file, a Hugging Face folder, or a hub id."""
+    """A GGUF file, a Hugging Face folder, a name in the store, or a hub id."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     n: int = 1
     """Texts for each prompt."""

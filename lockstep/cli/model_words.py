@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lockstep.core.env import model_store
 from lockstep.core.errors import ConfigError
+from lockstep.interop.store import ModelStore
 
 
 def names_language_model(argument: str) -> bool:
-    """Whether a word of the command line is a language model's file or folder, or a hub id.
+    """Whether a word of the command line is a language model's file or folder, a name in the store, or a hub id.
 
     >>> names_language_model("--port"), names_language_model("a/model.gguf")
     (False, True)
@@ -20,6 +22,8 @@ def names_language_model(argument: str) -> bool:
     if path.suffix == ".gguf":
         return True
     if not path.is_dir():
+        if not path.exists() and ModelStore(model_store()).find(argument) is not None:
+            return True
         # NAME=PATH is a policy; a folder that does not exist is told by whoever looks for it.
         parts = argument.split("/")
         is_id = len(parts) == 2 and all(parts) and "=" not in argument and not parts[0].startswith((".", "~"))

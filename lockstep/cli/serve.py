@@ -35,7 +35,7 @@ class ServeArgs:
 def main(args: Sequence[str]) -> int:
     for module in ("fastapi", "uvicorn"):
         require(module, extra="serve")
-    if any(names_language_model(argument) for argument in args):
+    if "--store" in args or any(names_language_model(argument) for argument in args):
         from lockstep.cli.serve_language import main as serve_language
 
         return serve_language(args)

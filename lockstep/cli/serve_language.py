@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from lockstep.cli.store_args import stored_path
 from lockstep.server.language_config import LanguageConfig
 
 
@@ -17,8 +18,10 @@ class ServeLanguageArgs:
     """Serve a language model: OpenAI chat, completions, responses and embeddings, Anthropic messages."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A GGUF file, a Hugging Face folder, or a hub id."""
+    """A GGUF file, a Hugging Face folder, a name in the store, or a hub id."""
     server: Annotated[LanguageConfig, tyro.conf.arg(name="")] = field(default_factory=LanguageConfig)
+    store: Path | None = None
+    """Folder of the model store; None: lockstep/models in the user's cache."""
     api_key: str = ""
     """Key that requests must carry (visible in the process list; prefer --api-key-file)."""
     api_key_file: Path | None = None
@@ -30,5 +33,9 @@ def main(args: Sequence[str]) -> int:
     from lockstep.cli.serve import key_of
     from lockstep.server.language_run import serve_language
 
-    serve_language(wish.model, wish.server, key=key_of(wish.api_key, wish.api_key_file))
+    path, server = stored_path(wish.model, wish.store), wish.server
+    if path != wish.model and not server.served_name:
+        # Clients know the model by the name it has in the store, not by that of its file.
+        server = replace(server, served_name=wish.model)
+    serve_language(path, server, key=key_of(wish.api_key, wish.api_key_file))
     return 0

@@ -11,6 +11,14 @@ def runs_root() -> Path:
     return Path(os.environ.get("LOCKSTEP_RUNS", "runs"))
 
 
+def model_store() -> Path:
+    """Folder that holds pulled models: `LOCKSTEP_STORE`, else `lockstep/models` in the user's cache (`XDG_CACHE_HOME`)."""
+    own = os.environ.get("LOCKSTEP_STORE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lockstep" / "models"
+
+
 def debug_naive() -> bool:
     """True if `LOCKSTEP_DEBUG_NAIVE=1`: every op takes its naive implementation, to tell a kernel bug from a model bug."""
     return os.environ.get("LOCKSTEP_DEBUG_NAIVE", "") == "1"

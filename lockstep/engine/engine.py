@@ -58,6 +58,11 @@ class _Publication:
     adapter: LoadedAdapter | None
 
 
+def replace_model(engine: Engine, model: ServedModel) -> None:
+    """Serve this one, which has the same sizes, from the next step on; `Engine.publish` calls it as its `update`."""
+    engine.model = engine._runner.model = model
+
+
 class Engine:
     """Serves one model.
 

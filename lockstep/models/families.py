@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.core.errors import ConfigError, FormatError, unknown_name
 from lockstep.core.tensors import TensorSource
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.low_rank import name_matrices
@@ -104,6 +104,54 @@ def load_model(source: TensorSource, dtype: str = "auto", *, trainable: bool = F
     load_weights(model, family.table(config), source)
     name_matrices(model)
     return model.requires_grad_(trainable).train(trainable)
+
+
+def model_like(model: LanguageModel, source: TensorSource) -> LanguageModel:
+    """A model of the same sizes and precision with the weights of `source`, in memory of its own: an update that is whole
+    before anybody sees it.
+
+    Raises:
+        ConfigError: the source's config.json, if it has one, describes another model.
+        FormatError: tensors are missing, mis-shaped, unexpected or not finite.
+    """
+    family, values = _BY_NAME[model.facts.family], source.config()
+    if values and (family_of(values) is not family or family.read_config(values) != model.config):
+        raise ConfigError(f"the update's config.json describes another model than the {model.facts.family} here")
+    trainable = model.precision.master is not None
+    other = family.build(model.config, model.precision)
+    load_weights(other, table_of(model), _Owned(source))
+    name_matrices(other)
+    return other.requires_grad_(trainable).train(model.training)
+
+
+def current_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """The model's tensors under their Hugging Face names, as `hf_tensors`, of a model whose numbers they are exactly.
+
+    Raises:
+        ConfigError: quantised matrices, which quantising anew may change.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, Projection | ExpertProjection):
+            packs = module.packs() if isinstance(module, Projection) else module.packed()
+            if any(packed.quantised for packed in packs):
+                raise ConfigError(f"{path} is quantised; give all tensors of the model, not some")
+    return save_weights(model, table_of(model))
+
+
+class _Owned:
+    """A source whose tensors are copies, so that what is written over the file later changes nothing, and finite."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self.config, self.generation_config, self.tokenizer = source.config, source.generation_config, source.tokenizer
+        self.names, self.shape, self.quantised = source.names, source.shape, source.quantised
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy."""
+        found = self._source.tensor(name).clone()
+        if not bool(torch.isfinite(found).all()):
+            raise FormatError(f"tensor {name!r} holds NaN or infinity")
+        return found
 
 
 def stored_dtype(values: Mapping[str, Any], source: TensorSource) -> str:

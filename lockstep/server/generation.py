@@ -37,6 +37,8 @@ class Job:
     """Makes the reader of one sample's text; None: all of it is content."""
     priority: int = 0
     cache_salt: str = ""
+    adapter: str = ""
+    """Empty: the model alone."""
 
 
 @dataclass
@@ -130,6 +132,7 @@ async def _feed(service: LanguageService, job: Job, number: int, queue: asyncio.
         params=params,
         priority=job.priority,
         cache_salt=job.cache_salt,
+        adapter=job.adapter,
     )
     choices: dict[int, Choice] = {}
     clock = service.metrics.clock(len(request.prompt))

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lockstep import __version__
 from lockstep.core.errors import InputError
+from lockstep.server.admin import add_admin_routes
 from lockstep.server.dialects.anthropic import Messages, anthropic_error, anthropic_error_frame, count_tokens
 from lockstep.server.dialects.openai_chat import ChatCompletion
 from lockstep.server.dialects.openai_completions import Completion
@@ -71,6 +72,7 @@ def build_language_app(service: LanguageService, config: LanguageConfig, *, key:
         app.add_api_route(path, _answering(service, path), methods=["POST"], response_class=Response)
     _models(app, service)
     _operations(app, service)
+    add_admin_routes(app, service)
     for kind in (Refusal, InputError, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
     return LanguageGate(app, service, config, key.encode())
@@ -153,33 +155,37 @@ def _answering(service: LanguageService, path: str) -> Callable[[Request], Await
 
 
 def _models(app: FastAPI, service: LanguageService) -> None:
-    def described(request: Request) -> dict[str, Any]:
+    def described(request: Request, adapter: str = "") -> dict[str, Any]:
+        name = adapter or service.name
         if "anthropic-version" in request.headers:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(service.created))
             return {
                 "type": "model",
-                "id": service.name,
-                "display_name": service.name,
+                "id": name,
+                "display_name": name,
                 "created_at": stamp,
                 "lifecycle": "active",
                 "max_input_tokens": service.engine.plan.max_context,
             }
-        entry = {"id": service.name, "object": "model", "created": service.created, "owned_by": "lockstep"}
-        return {**entry, "root": service.name, "parent": None, "max_model_len": service.engine.plan.max_context}
+        entry = {"id": name, "object": "model", "created": service.created, "owned_by": "lockstep"}
+        # As vLLM tells an adapter: where it came from, and on what it stands.
+        origin = (
+            {"root": service.adapters[adapter], "parent": service.name} if adapter else {"root": name, "parent": None}
+        )
+        return {**entry, **origin, "max_model_len": service.engine.plan.max_context}
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Any:
         service.check_open()
-        data = [described(request)]
+        data = [described(request, name) for name in ("", *service.adapters)]
         if "anthropic-version" in request.headers:
-            return {"data": data, "has_more": False, "first_id": service.name, "last_id": service.name}
+            return {"data": data, "has_more": False, "first_id": service.name, "last_id": data[-1]["id"]}
         return {"object": "list", "data": data}
 
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str, request: Request) -> Any:
         service.check_open()
-        service.check_name(name)
-        return described(request)
+        return described(request, service.check_name(name))
 
 
 def _operations(app: FastAPI, service: LanguageService) -> None:

@@ -32,6 +32,11 @@ class LanguageConfig:
     kv_memory_mib: int | None = None
     """Memory for keys and values, in MiB; None: half of what is free once the weights are loaded."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    lora: tuple[str, ...] = ()
+    """Low-rank adapters to serve from the start, each NAME=PATH of a PEFT folder; clients give NAME as `model`."""
+    admin: bool = False
+    """Serve the routes that change the server: adapters, weights, pause, sleep. Whoever reaches the port may use them, or
+    whoever has the API key."""
     chat_template: str | None = None
     """Name of one of the tokenizer's templates or of a built-in one (chatml, llama-2, plain), or a template's text."""
     tool_format: str | None = None
@@ -61,6 +66,9 @@ class LanguageConfig:
             got = self.__dict__[name]
             if got is not None and got < low:
                 raise ConfigError(f"{name}={got} must be at least {low}")
+        for entry in self.lora:
+            if not all(entry.partition("=")):
+                raise ConfigError(f"lora={entry!r}; expected NAME=PATH, such as brief=adapters/brief")
         if self.port > 65535:
             raise ConfigError(f"port={self.port} must be at most 65535")
         if not self.body_timeout_s > 0:

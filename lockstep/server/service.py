@@ -9,6 +9,7 @@ Requests are served while READY; in every other state they are answered 503.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -21,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.core.errors import ConfigError, InputError, LockstepError, ServingError
-from lockstep.core.request import Request
+from lockstep.core.request import Request, WeightsVersion
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.engine import Engine
 from lockstep.engine.llm import free_memory, load, load_draft
 from lockstep.engine.pooling import Pooling, embed
+from lockstep.interop.hf.peft import load_adapter
 from lockstep.kernels import set_num_threads
+from lockstep.models.digest import adapter_digest, weights_digest
 from lockstep.models.language import LanguageModel
 from lockstep.server.language_config import LanguageConfig
 from lockstep.server.language_metrics import LanguageMetrics, Snapshot
@@ -66,6 +69,9 @@ class LanguageService:
         self.error: Exception | None = None
         self.created = int(time.time())
         self.name = config.served_name or ("model" if isinstance(model, tuple) else Path(model).stem or str(model))
+        self.adapters: dict[str, str] = {}
+        """Where each low-rank adapter that clients may name came from; the engine's own table follows."""
+        self._fingerprint: asyncio.Task[None] | None = None
         self._model = model
         self._engine: AsyncEngine | None = None
         self._tokenizer: Tokenizer | None = None
@@ -91,6 +97,7 @@ class LanguageService:
             return
         if self.state is State.LOADING:
             self.state = State.READY
+        self._fingerprint = asyncio.create_task(self._take_digest(), name="digest")
         plan = self._engine.plan
         log.info(
             "model %s ready after %.2f s: context %d, %d pages of keys and values (%.0f MiB), %d sequences at once",
@@ -117,6 +124,8 @@ class LanguageService:
     async def close(self) -> None:
         """End the engine's worker."""
         self.state = State.ENDED if self.state is not State.FAILED else State.FAILED
+        if self._fingerprint is not None:
+            self._fingerprint.cancel()
         if self._engine is not None:
             await self._engine.close()
 
@@ -168,10 +177,18 @@ class LanguageService:
             return self._unavailable()
         return Refusal(429, str(error), retry_after_s=1)
 
-    def check_name(self, name: str | None) -> None:
-        """Raises Refusal 404 if a client asks for another model."""
-        if name is not None and name != self.name:
-            raise Refusal(404, f"the model {name[:80]!r} does not exist; this server has {self.name!r}", field="model")
+    def check_name(self, name: str | None) -> str:
+        """The adapter that a client means by a model's name; empty for the model itself.
+
+        Raises:
+            Refusal: 404, the server has neither.
+        """
+        if name is None or name == self.name:
+            return ""
+        if name not in self.adapters:
+            known = ", ".join(map(repr, (self.name, *self.adapters)))
+            raise Refusal(404, f"the model {name[:80]!r} does not exist; this server has {known}", field="model")
+        return name
 
     def encode(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
         """Ids of a plain prompt."""
@@ -246,7 +263,34 @@ class LanguageService:
         # Requests without a seed must not repeat themselves when the server is started again.
         wishes = replace(self.config.engine, seed=self.config.engine.seed or secrets.randbits(62))
         memory_bytes = free_memory() // 2 if mib is None else mib * 2**20
-        return Engine(model, tokenizer, wishes, draft=draft, memory_bytes=memory_bytes)
+        engine = Engine(model, tokenizer, wishes, draft=draft, memory_bytes=memory_bytes)
+        for entry in self.config.lora:
+            name, _, path = entry.partition("=")
+            adapter = load_adapter(model, path)
+            engine.adapters.load(name, adapter, WeightsVersion(0, adapter_digest(adapter)))
+            self.adapters[name] = path
+        return engine
+
+    async def _take_digest(self) -> None:
+        """Beside the first requests: it reads all weights, and serving need not wait for it."""
+        try:
+            model = await self.engine.call(lambda engine: engine.model)
+        except ServingError:
+            return  # the server ended before
+        assert isinstance(model, LanguageModel)
+        digest = await asyncio.to_thread(weights_digest, model)
+
+        def note(engine: Engine) -> None:
+            if engine.model is model and not engine.weights.digest:
+                engine.weights = replace(engine.weights, digest=digest)
+
+        with contextlib.suppress(ServingError):
+            await self.engine.call(note)
+
+    async def digest_known(self) -> None:
+        """Waits until the digest of the weights that were loaded is known."""
+        if self._fingerprint is not None:
+            await asyncio.wait([self._fingerprint])
 
     def _chat_template(self, tokenizer: Tokenizer | None) -> ChatTemplate | ConfigError:
         """The template, or why there is none: a model without one still completes plain prompts."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
-from lockstep.core.request import Alternative
+from lockstep.core.request import Alternative, Sample
 from lockstep.server.fields import Fields, is_id
 from lockstep.tokenize.tokenizer import Tokenizer
 
@@ -31,6 +32,14 @@ def chat_logprob(
 
     others = [entry(other.token, other.logprob) for other in alternatives or ()]
     return entry(token, logprob) | {"top_logprobs": others}
+
+
+def version_runs(sample: Sample) -> list[dict[str, Any]]:
+    """Which weights made which tokens: one entry for each run of neighbours, `num_tokens` long."""
+    return [
+        {"version": weights.version, "digest": weights.digest, "num_tokens": len(list(run))}
+        for weights, run in groupby(sample.versions)
+    ]
 
 
 def finite(value: float) -> float:

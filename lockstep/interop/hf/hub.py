@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
+import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lockstep.core.errors import InputError
 from lockstep.core.extras import require
@@ -47,13 +52,92 @@ def download(hub_id: str, *, revision: str | None = None, cache: Path | None = N
                 local_files_only=offline,
                 allow_patterns=[*_SMALL, *weights],
             )
-        # The library's errors derive from these two families, as do those of its HTTP client.
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # those of its HTTP client derive from nothing narrower
             raise InputError(_explain(hub_id, revision, offline, error), field="model") from error
         folder = Path(found)
         if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
             break
     return folder
+
+
+def list_files(
+    hub_id: str, *, file: str = "", revision: str | None = None, endpoint: str | None = None
+) -> tuple[str, dict[str, int]]:
+    """The commit that a revision means, and name and bytes of the files that make the model there.
+
+    Args:
+        file: pattern of the one GGUF file to take; empty: safetensors if there are any, else the only GGUF file, else
+            pickles.
+        endpoint: address of another hub.
+
+    Raises:
+        InputError: as `download`, or several GGUF files and no choice among them.
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    hub = require("huggingface_hub", extra="hub")
+    try:
+        info = hub.HfApi(endpoint=endpoint).model_info(hub_id, revision=revision, files_metadata=True)
+    except Exception as error:  # as in download
+        raise InputError(_explain(hub_id, revision, False, error), field="model") from error
+    sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or () if "/" not in item.rfilename}
+    ggufs = [name for name in sizes if name.endswith(".gguf") and fnmatch.fnmatch(name, file or "*")]
+    small = [name for name in sizes if any(fnmatch.fnmatch(name, pattern) for pattern in _SMALL)]
+    for pattern in (*_SAFE, *_PICKLED):
+        weights = [name for name in sizes if fnmatch.fnmatch(name, pattern)]
+        if weights and not file and (pattern in _SAFE or not ggufs):
+            return str(info.sha), {name: sizes[name] for name in [*small, *weights]}
+    if len(ggufs) != 1:
+        names = ", ".join(sorted(name for name in sizes if name.endswith(".gguf"))[:12])
+        found = f"{len(ggufs)} GGUF files" + (f" match {file!r}" if file else "")
+        raise InputError(
+            f"{hub_id!r} has {found}; choose one by --file: {names or 'it holds no weights'}", field="file"
+        )
+    return str(info.sha), {ggufs[0]: sizes[ggufs[0]]}
+
+
+def download_files(
+    hub_id: str,
+    sizes: Mapping[str, int],
+    folder: Path,
+    *,
+    revision: str,
+    endpoint: str | None = None,
+    progress: Callable[[str, int, int], Any],
+) -> None:
+    """Files of a repository into a folder; what is there already is kept, and a file that was begun goes on: the library's
+    own download begins such a file anew in the next process.
+
+    Args:
+        sizes: name and bytes, as `list_files` tells them.
+        progress: called with each file's name and size when it is here.
+
+    Raises:
+        InputError: as `download`.
+    """
+    hub = require("huggingface_hub", extra="hub")
+    from huggingface_hub.file_download import http_get
+
+    for name, size in sizes.items():
+        target, part = folder / name, folder / f"{name}.part"
+        if not target.exists():
+            try:
+                with part.open("ab") as file:
+                    if file.tell() != size:
+                        url = hub.hf_hub_url(hub_id, name, revision=revision, endpoint=endpoint)
+                        headers = hub.utils.build_hf_headers()
+                        http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=size)
+                    os.fsync(file.fileno())
+            except Exception as error:  # as in download
+                if isinstance(error, OSError) and error.errno in (
+                    errno.ENOSPC,
+                    errno.EDQUOT,
+                    errno.EROFS,
+                    errno.EACCES,
+                ):
+                    raise  # the disk's, not the hub's
+                raise InputError(_explain(hub_id, revision, False, error), field="model") from error
+            part.rename(target)
+        progress(name, size, size)
 
 
 def _explain(hub_id: str, revision: str | None, offline: bool, error: Exception) -> str:

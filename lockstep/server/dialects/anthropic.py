@@ -33,7 +33,7 @@ class Messages(Exchange):
 
     def __init__(self, service: LanguageService, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        service.check_name(fields.text("model"))
+        adapter = service.check_name(fields.text("model"))
         max_tokens = fields.integer("max_tokens", None, low=1)
         if max_tokens is None:
             raise fields.wrong("max_tokens", "an integer")
@@ -50,8 +50,9 @@ class Messages(Exchange):
                 grammar=ready.grammar,
             ),
             parser=ready.parser,
+            adapter=adapter,
         )
-        self._model = service.name
+        self._model = adapter or service.name
         self._choice: Choice | None = None
         self._block = -1
         self._open: tuple[str, int] | None = None

@@ -14,7 +14,7 @@ from lockstep.server.fields import Fields
 from lockstep.server.generation import Choice, Job, Piece
 from lockstep.server.service import LanguageService
 from lockstep.server.stream import Exchange, data_frame
-from lockstep.server.tokens import chat_logprob
+from lockstep.server.tokens import chat_logprob, version_runs
 from lockstep.server.wishes import MAX_ALTERNATIVES, guided, response_format, sampling_params
 from lockstep.tokenize.events import ContentDelta, Event, ReasoningDelta, ToolArgumentsDelta, ToolCallStart
 
@@ -26,7 +26,7 @@ class ChatCompletion(Exchange):
 
     def __init__(self, service: LanguageService, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        service.check_name(fields.text("model"))
+        adapter = service.check_name(fields.text("model"))
         choice = read_choice(fields)
         self.names = forced_names(choice, {"prompt": "messages"})
         self._tokenizer = service.tokenizer
@@ -52,6 +52,7 @@ class ChatCompletion(Exchange):
         )
         options = fields.section("stream_options") or Fields({})
         self.is_stream = fields.flag("stream")
+        self._tells_versions = fields.flag("return_weight_versions")
         self._sends_usage = options.flag("include_usage")
         self._continuous = options.flag("continuous_usage_stats")
         limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
@@ -68,8 +69,9 @@ class ChatCompletion(Exchange):
             parser=ready.parser,
             priority=fields.integer("priority", 0) or 0,
             cache_salt=fields.text("cache_salt", "") or "",
+            adapter=adapter,
         )
-        self._head = {"id": self.job.id, "created": int(time.time()), "model": service.name}
+        self._head = {"id": self.job.id, "created": int(time.time()), "model": adapter or service.name}
         self._seen: dict[int, Choice] = {}
 
     def whole(self, choices: list[Choice]) -> Any:
@@ -90,12 +92,13 @@ class ChatCompletion(Exchange):
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in choice.calls
             ]
-        return {
+        document = {
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(choice, 0, len(choice.sample.tokens)),
             "finish_reason": _finish_reason(choice),
         }
+        return document | ({"weight_versions": version_runs(choice.sample)} if self._tells_versions else {})
 
     def piece(self, piece: Piece) -> Iterable[bytes]:
         choice = piece.choice

@@ -14,7 +14,7 @@ from lockstep.server.fields import Fields
 from lockstep.server.generation import Choice, Job, Piece
 from lockstep.server.service import LanguageService
 from lockstep.server.stream import Exchange, data_frame
-from lockstep.server.tokens import finite, read_prompts, token_text
+from lockstep.server.tokens import finite, read_prompts, token_text, version_runs
 from lockstep.server.wishes import MAX_ALTERNATIVES, response_format, sampling_params
 
 MAX_TOKENS = 16
@@ -26,7 +26,7 @@ class Completion(Exchange):
 
     def __init__(self, service: LanguageService, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        service.check_name(fields.text("model"))
+        adapter = service.check_name(fields.text("model"))
         self._tokenizer = service.tokenizer
         special = fields.flag("add_special_tokens", True)
         prompts = tuple(
@@ -40,6 +40,7 @@ class Completion(Exchange):
         self._drops = wanted == 0
         options = fields.section("stream_options") or Fields({})
         self.is_stream = fields.flag("stream")
+        self._tells_versions = fields.flag("return_weight_versions")
         self._sends_usage = options.flag("include_usage")
         scores = self._num_alternatives if self._echo else fields.integer("prompt_logprobs", None, low=0, high=64)
         self.job = Job(
@@ -55,12 +56,13 @@ class Completion(Exchange):
             ),
             priority=fields.integer("priority", 0) or 0,
             cache_salt=fields.text("cache_salt", "") or "",
+            adapter=adapter,
         )
         self._head = {
             "id": self.job.id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": service.name,
+            "model": adapter or service.name,
         }
         self._seen: dict[int, Choice] = {}
         self._offsets: dict[int, int] = {}
@@ -105,6 +107,8 @@ class Completion(Exchange):
     def _choice(self, choice: Choice, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
         document = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         sample = choice.sample
+        if self._tells_versions and reason is not None:
+            document["weight_versions"] = version_runs(sample)
         if not self._echo and sample.prompt_logprobs and reason is not None:
             document["prompt_logprobs"] = [
                 None if own is None else self._top(token, own, others)

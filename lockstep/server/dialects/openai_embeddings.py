@@ -14,7 +14,8 @@ from lockstep.server.tokens import read_prompts
 async def embeddings(service: LanguageService, body: dict[str, Any]) -> Any:
     """The reply's document."""
     fields = Fields(body)
-    service.check_name(fields.text("model"))
+    if service.check_name(fields.text("model")):
+        raise fields.refused("model", f"embeddings are made by {service.name!r} itself, without an adapter")
     form = fields.one_of("encoding_format", ("float", "base64"), "float")
     if "dimensions" in fields:
         raise fields.refused("dimensions", "this model's vectors have one length; leave it out")

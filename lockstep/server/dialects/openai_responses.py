@@ -32,7 +32,7 @@ class ResponseExchange(Exchange):
 
     def __init__(self, service: LanguageService, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        service.check_name(fields.text("model"))
+        adapter = service.check_name(fields.text("model"))
         for name, reason in UNSUPPORTED.items():
             if fields.values.get(name) not in (None, False, 0):
                 raise fields.refused(name, reason)
@@ -63,11 +63,12 @@ class ResponseExchange(Exchange):
                 grammar=ready.grammar,
             ),
             parser=ready.parser,
+            adapter=adapter,
         )
         params = self.job.params
         self._echoed = {
             "created_at": int(time.time()),
-            "model": service.name,
+            "model": adapter or service.name,
             "instructions": fields.text("instructions"),
             "max_output_tokens": limit,
             "metadata": (fields.section("metadata") or Fields({})).values,
