@@ -58,6 +58,7 @@ class SharedTensors:
         self.name = self._memory.name
         """What the reader is told."""
         buffer = self._memory.buf
+        assert buffer is not None
         buffer[:_LENGTH] = len(text).to_bytes(_LENGTH, "little")
         buffer[_LENGTH : _LENGTH + len(text)] = text
         first = _LENGTH + len(text)
@@ -109,13 +110,14 @@ def _attach(name: str) -> SharedMemory:
 
 
 def _read(memory: SharedMemory, name: str) -> dict[str, Tensor]:
-    size = memory.size
-    length = int.from_bytes(bytes(memory.buf[:_LENGTH]), "little") if size >= _LENGTH else -1
+    size, buffer = memory.size, memory.buf
+    assert buffer is not None
+    length = int.from_bytes(bytes(buffer[:_LENGTH]), "little") if size >= _LENGTH else -1
     first = _LENGTH + length
     if not 0 <= length <= size - _LENGTH:
         raise FormatError(f"has a header of {length} bytes in a segment of {size}", path=name)
     try:
-        header = json.loads(bytes(memory.buf[_LENGTH:first]))
+        header = json.loads(bytes(buffer[_LENGTH:first]))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"has a header that is not JSON: {error}", path=name) from error
     if not isinstance(header, dict):
@@ -126,7 +128,7 @@ def _read(memory: SharedMemory, name: str) -> dict[str, Tensor]:
             dtype, shape, start, end = _entry(entry, tensor, size - first, name)
             empty = torch.empty(shape, dtype=dtype)
             if start < end:
-                view = torch.frombuffer(memory.buf, dtype=torch.uint8, count=end - start, offset=first + start)
+                view = torch.frombuffer(buffer, dtype=torch.uint8, count=end - start, offset=first + start)
                 empty.view(-1).view(torch.uint8).copy_(view)
                 del view
             found[tensor] = empty
