@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lockstep.core.batch import ForwardBatch
 from lockstep.kernels.attention import LayerCache
 from lockstep.layers.attention import Attention, AttentionConfig
+from lockstep.layers.latent import LatentAttention, LatentConfig
 from lockstep.layers.projection import Precision
 from lockstep.layers.rotary import Angles
 from lockstep.layers.token_norm import RMSNorm
@@ -21,10 +22,16 @@ Stream = tuple[Tensor, Tensor | None]
 class PreNormLayer(nn.Module):
     """h + attention(norm(h)), then h + mlp(norm(h)); any feed-forward that maps [T, E] and the rows' adapters to [T, E]."""
 
-    def __init__(self, attention: AttentionConfig, mlp: nn.Module, norm_eps: float, precision: Precision) -> None:
+    def __init__(
+        self, attention: AttentionConfig | LatentConfig, mlp: nn.Module, norm_eps: float, precision: Precision
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(attention.width, norm_eps)
-        self.attention = Attention(attention, precision)
+        self.attention: Attention | LatentAttention
+        if isinstance(attention, LatentConfig):
+            self.attention = LatentAttention(attention, precision)
+        else:
+            self.attention = Attention(attention, precision)
         self.mlp_norm = RMSNorm(attention.width, norm_eps)
         self.mlp = mlp
 

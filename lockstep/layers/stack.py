@@ -16,6 +16,7 @@ from lockstep.kernels import native
 from lockstep.kernels.attention import KVCache
 from lockstep.kernels.decoder import MAX_PACKS, DecoderStack, LayerParts, LinearParts, StackSizes
 from lockstep.kernels.packed_linear import PackedWeight
+from lockstep.layers.attention import Attention
 from lockstep.layers.decoder import PreNormLayer, SandwichLayer, Stream, open_stream
 from lockstep.layers.gated import GatedMLP
 from lockstep.layers.projection import Projection
@@ -40,7 +41,9 @@ class DecoderLayers(nn.ModuleList):
         self._list = list(layers)
         self._seen: list[tuple[Projection, list[PackedWeight]]] = []
         self._stack: DecoderStack | None = None
-        self._one_call = all(isinstance(layer.mlp, GatedMLP) for layer in self._list)
+        self._one_call = all(
+            isinstance(layer.mlp, GatedMLP) and isinstance(layer.attention, Attention) for layer in self._list
+        )
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 
     def run(
@@ -85,10 +88,12 @@ class DecoderLayers(nn.ModuleList):
 
 def _linears(layer: Layer) -> tuple[Projection, ...]:
     assert isinstance(layer.mlp, GatedMLP)
+    assert isinstance(layer.attention, Attention)
     return layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down
 
 
 def _sizes(layer: Layer) -> StackSizes:
+    assert isinstance(layer.attention, Attention)
     attention, mlp = layer.attention.config, layer.mlp
     assert isinstance(mlp, GatedMLP)
     return StackSizes(
@@ -102,6 +107,7 @@ def _sizes(layer: Layer) -> StackSizes:
 
 
 def _parts(layer: Layer) -> LayerParts:
+    assert isinstance(layer.attention, Attention)
     config, attention = layer.attention.config, layer.attention
     qkv, out, gate_up, down = (LinearParts(tuple(one.packs()), _detached(one.bias)) for one in _linears(layer))
     sandwich = layer if isinstance(layer, SandwichLayer) else None

@@ -15,6 +15,7 @@ from lockstep.layers.low_rank import name_matrices
 from lockstep.layers.moe import ExpertProjection
 from lockstep.layers.projection import Precision, Projection
 from lockstep.layers.stack import DecoderLayers
+from lockstep.models.deepseek_v3 import FAMILY as DEEPSEEK_V3
 from lockstep.models.family import Family
 from lockstep.models.gemma2 import FAMILY as GEMMA2
 from lockstep.models.gemma3 import FAMILY as GEMMA3
@@ -30,6 +31,7 @@ from lockstep.models.weight_table import WeightTable, load_weights, save_weights
 ARCHITECTURES: dict[str, Family] = {
     "AquilaForCausalLM": LLAMA,
     "AquilaModel": LLAMA,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
     "GPT2LMHeadModel": GPT2,
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
@@ -46,6 +48,7 @@ ARCHITECTURES: dict[str, Family] = {
 """Name in config.json -> family."""
 
 _BY_NAME: dict[str, Family] = {
+    "deepseek_v3": DEEPSEEK_V3,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
     "gpt2": GPT2,

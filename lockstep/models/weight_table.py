@@ -14,7 +14,7 @@ from lockstep.core.errors import FormatError, InputError
 from lockstep.core.planes import QuantPlanes
 from lockstep.core.tensors import QuantisedTensor, TensorSource
 from lockstep.layers.embedding import Embedding
-from lockstep.layers.moe import ExpertProjection
+from lockstep.layers.moe import ChoiceBias, ExpertProjection
 from lockstep.layers.projection import Projection, plain
 from lockstep.layers.token_norm import LayerNorm, RMSNorm
 from lockstep.models.language import LanguageModel
@@ -22,7 +22,7 @@ from lockstep.models.language import LanguageModel
 
 @dataclass(frozen=True)
 class Entry:
-    """One module and the tensors it is made of, without their ".weight" and ".bias".
+    """One module and the tensors it is made of, without their ".weight" and ".bias"; of a `ChoiceBias` the whole name.
 
     Several names are the parts of a merged projection, in order. With experts a name holds "{}" for the expert.
     """
@@ -135,6 +135,8 @@ def load_weights(model: LanguageModel, table: WeightTable, source: TensorSource)
             module.fill(reader.matrix(entry.names[0] + ".weight", module.num_rows, module.size, transposed=False))
         elif isinstance(module, RMSNorm | LayerNorm):
             _fill_norm(module, entry.names[0], reader)
+        elif isinstance(module, ChoiceBias):
+            module.weight.copy_(reader.vector(entry.names[0], module.weight.shape[0]))
         else:
             raise InputError(f"{entry.module} is a {type(module).__name__}, which holds no weights", field="table")
     reader.finish(table.unused, model.tied)
@@ -212,6 +214,8 @@ def _tensors(module: nn.Module, entry: Entry) -> Iterator[tuple[str, Tensor]]:
             sizes = [sum(module.out_sizes)] if entry.whole else list(module.out_sizes)
             for name, bias in zip(entry.names, module.bias.detach().split(sizes), strict=True):
                 yield name + ".bias", bias
+    elif isinstance(module, ChoiceBias):
+        yield entry.names[0], module.weight
     elif isinstance(module, Embedding):
         yield entry.names[0] + ".weight", plain(module.table())
     elif isinstance(module, RMSNorm | LayerNorm):

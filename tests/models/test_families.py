@@ -32,6 +32,7 @@ RELEASED = {
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-30B-A3B": 30_532_122_624,
     "Mixtral-8x7B": 46_702_792_704,
+    "DeepSeek-V3": 671_026_404_352,
     "GPT-2": 124_439_808,
     "GPT-2-medium": 354_823_168,
     "GPT-2-large": 774_030_080,
@@ -56,8 +57,13 @@ TINY: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
 }
+DEEPSEEK = {
+    **{"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_shared_experts": 2},
+    **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+}
 GPT2 = {"vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 FAMILIES = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -72,6 +78,13 @@ FAMILIES = {
 def tiny(family: str) -> dict[str, Any]:
     """A config.json of the family."""
     values = dict(GPT2 if family == "gpt2" else TINY)
+    if family == "deepseek_v3":
+        shared = ("num_key_value_heads", "head_dim", "num_experts")
+        return {
+            "architectures": [FAMILIES[family]],
+            **{name: value for name, value in TINY.items() if name not in shared},
+            **DEEPSEEK,
+        }
     if family == "mixtral":
         values["num_local_experts"] = values.pop("num_experts")
     if family not in ("mixtral", "qwen3_moe"):

@@ -70,6 +70,9 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
                 for parameter in reference.parameters():
                     if parameter.dim() == 1:
                         parameter.add_(0.2 * torch.randn_like(parameter))
+                for name, buffer in reference.named_buffers():
+                    if name.endswith("e_score_correction_bias"):
+                        buffer.add_(0.3 * torch.randn_like(buffer))
             values, tensors = saved(reference, tmp_path_factory.mktemp("reference"))
             made[key] = Pair(reference, values, tensors)
         return made[key]

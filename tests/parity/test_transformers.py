@@ -37,6 +37,12 @@ GPT2 = {
     **{"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
 
+DEEPSEEK = {
+    **{"num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 3},
+    **{"n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "kv_lora_rank": 24, "q_lora_rank": 40},
+    **{"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "num_nextn_predict_layers": 0},
+}
+
 # The default of each family, then what sets its relatives apart. Windows are shorter than the text and than a page.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -81,6 +87,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 6}),
+    "deepseek-v3": ("DeepseekV3", DEEPSEEK),
+    "deepseek-v3-yarn": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "n_shared_experts": 2,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek-v3-plain-queries": ("DeepseekV3", {**DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1}),
     "gpt2": ("GPT2", GPT2),
     "gpt2-by-layer": (
         "GPT2",
