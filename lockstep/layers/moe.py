@@ -164,8 +164,13 @@ class GroupRule:
     def __post_init__(self) -> None:
         size = self.num_experts // max(self.num_groups, 1)
         if self.num_groups < 1 or self.num_experts % self.num_groups or size < 2:
-            raise ConfigError(f"{self.num_experts} experts in {self.num_groups} groups; expected equal groups of 2 or more")
-        if not 1 <= self.num_chosen_groups <= self.num_groups or not 1 <= self.num_chosen <= self.num_chosen_groups * size:
+            raise ConfigError(
+                f"{self.num_experts} experts in {self.num_groups} groups; expected equal groups of 2 or more"
+            )
+        if (
+            not 1 <= self.num_chosen_groups <= self.num_groups
+            or not 1 <= self.num_chosen <= self.num_chosen_groups * size
+        ):
             raise ConfigError(
                 f"a token takes {self.num_chosen} experts of {self.num_chosen_groups} groups; there are {self.num_groups} "
                 f"groups of {size}"
