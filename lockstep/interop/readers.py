@@ -47,6 +47,24 @@ READERS: dict[str, Reader] = {
         ("",), "lockstep.models.graph.folder:load_graph", "folder that `lockstep import` wrote", _is_folder
     ),
     "onnx": Reader((".onnx",), "lockstep.interop.onnx.reader:read_onnx", "ONNX model, with its external data"),
+    "caffe": Reader(
+        (".prototxt", ".caffemodel", ".h5"),
+        "lockstep.interop.caffe.lowering:read_caffe",
+        "Caffe network: .prototxt and .caffemodel of one name",
+        lambda path, head: path.suffix != ".h5" or path.name.endswith(".caffemodel.h5"),
+    ),
+    "mxnet": Reader(
+        (".json", ".params"),
+        "lockstep.interop.mxnet.lowering:read_mxnet",
+        "MXNet network: NAME-symbol.json and NAME-0000.params",
+        lambda path, head: head.startswith(b"\x12\x01\0\0\0\0\0\0") if path.suffix == ".params" else b'"nodes"' in head,
+    ),
+    "cntk": Reader(
+        (".model", ".dnn"),
+        "lockstep.interop.cntk.lowering:read_cntk",
+        "CNTK 2 model",
+        lambda path, head: head[:1] == b"\x08" or head.startswith(b"B\0C\0N\0"),
+    ),
 }
 """Format -> reader. To add one: a line here and its folder."""
 

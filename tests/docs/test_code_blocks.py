@@ -90,6 +90,12 @@ def _serve(args: Sequence[str]) -> Any:
     return _dataclass(f"lockstep.cli.{module}", name)(args)
 
 
+def _caffe(args: Sequence[str]) -> Any:
+    module = importlib.import_module("lockstep.cli.caffe")
+    verbs = {"train": module.TrainArgs, "test": module.TestArgs, "time": module.TimeArgs}
+    return tyro.cli(verbs[args[0]], args=list(args[1:]))
+
+
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "bench": _bench,
@@ -99,6 +105,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "serve": _serve,
     "chat": _dataclass("lockstep.cli.chat", "ChatArgs"),
     "generate": _dataclass("lockstep.cli.generate", "GenerateArgs"),
+    "caffe": _caffe,
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
     "import": _dataclass("lockstep.cli.import_file", "ImportArgs"),
     "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),

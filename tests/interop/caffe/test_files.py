@@ -194,3 +194,29 @@ def test_a_description_alone_starts_from_its_fillers() -> None:
     assert not torch.equal(weight, other.layers["conv1"].weight)
     bound = (3 / (4 * 8 * 8)) ** 0.5
     assert 0.9 * bound < float(weight.detach().abs().max()) <= bound
+
+
+def _one_layer(kind: str, parameters: str, shape: str) -> CaffeNetwork:
+    text = f"""input: "x" input_shape {{ {shape} }} layer {{ name: "y" type: "{kind}" bottom: "x" top: "y" {parameters} }}"""
+    return CaffeNetwork(net_from_message(parse_text(text), phase="TEST"))
+
+
+def test_transposed_product_and_lrn_constant() -> None:
+    net = _one_layer(
+        "InnerProduct",
+        'inner_product_param { num_output: 5 transpose: true bias_term: false weight_filler { type: "gaussian" } }',
+        "dim: 3 dim: 7",
+    )
+    weight = net.layers["y"].weight
+    x = torch.randn(3, 7)
+    assert weight.shape == (7, 5)
+    assert torch.allclose(net(x), x @ weight, atol=1e-6)
+    lrn = _one_layer("LRN", "lrn_param { local_size: 3 alpha: 0.5 beta: 0.6 k: 2 }", "dim: 1 dim: 4 dim: 2 dim: 2")
+    image = torch.randn(1, 4, 2, 2)
+    squares = image.square()
+    near = (
+        squares
+        + torch.cat([squares[:, 1:], torch.zeros(1, 1, 2, 2)], 1)
+        + torch.cat([torch.zeros(1, 1, 2, 2), squares[:, :-1]], 1)
+    )
+    assert torch.allclose(lrn(image), image / (2 + 0.5 / 3 * near) ** 0.6, atol=1e-6)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.models.graph.ops import (
+    aten,
     attention,
     cast,
     classic,
@@ -37,6 +38,7 @@ from lockstep.models.graph.ops import (
 Function = Callable[..., Any]
 
 OPS: dict[str, Function] = {
+    **aten.OPS,
     **attention.OPS,
     **cast.OPS,
     **classic.OPS,

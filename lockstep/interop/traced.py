@@ -1,0 +1,175 @@
+"""Any of our readers' modules as a graph: the module is traced with free batch sizes, and every operator becomes a node.
+
+module -> torch.export -> operators of PyTorch -> `aten.*` nodes of a GraphModule, weights by their names
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node as TracedNode
+
+from lockstep.core.errors import FormatError
+from lockstep.models.graph.builder import GraphBuilder
+from lockstep.models.graph.graph import About, Dim
+from lockstep.models.graph.module import GraphModule
+from lockstep.models.graph.ops import OPS
+
+_INTEGERS: dict[Callable[..., Any], str] = {
+    operator.add: "lockstep.IntegerAdd",
+    operator.sub: "lockstep.IntegerSub",
+    operator.mul: "lockstep.IntegerMul",
+    operator.floordiv: "lockstep.IntegerFloorDiv",
+    operator.mod: "lockstep.IntegerMod",
+    torch.sym_max: "lockstep.IntegerMax",
+    torch.sym_min: "lockstep.IntegerMin",
+}
+_CHECKS = ("_assert", "sym_constrain", "_guards_fn")
+
+
+class _Positional(nn.Module):
+    """A module as a function of its inputs alone, which always returns a tuple."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        out = self.module(*inputs)
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def trace(
+    module: nn.Module,
+    inputs: Mapping[str, Sequence[Dim]],
+    output_names: Sequence[str],
+    *,
+    about: About,
+    path: str,
+    original: Mapping[str, bytes] | None = None,
+) -> GraphModule:
+    """The module in evaluation as a graph.
+
+    Args:
+        module: reads the inputs in order.
+        inputs: shapes by name; a dimension given as a name is free.
+        output_names: of what it returns.
+        about: what is known of the network.
+        path: file that an error names.
+        original: files that travel along.
+
+    Raises:
+        FormatError: it cannot be traced with these free dimensions, or uses an operator that graphs do not have.
+    """
+    # Sizes that fit nothing else, so that no free one is taken for a constant.
+    names = sorted({dim for shape in inputs.values() for dim in shape if isinstance(dim, str)})
+    sizes = {name: 3 + 2 * index for index, name in enumerate(names)}
+    examples = tuple(torch.zeros(*(_size(dim, sizes) for dim in shape)) for shape in inputs.values())
+    auto = torch.export.Dim.AUTO
+    dynamic = tuple({i: auto for i, dim in enumerate(shape) if isinstance(dim, str)} for shape in inputs.values())
+    try:
+        program = torch.export.export(
+            _Positional(module.eval()), examples, dynamic_shapes={"inputs": dynamic}, strict=False
+        )
+    except Exception as error:  # the tracer's errors have no common root
+        raise FormatError(f"cannot be traced as a graph: {str(error).splitlines()[0][:300]}", path=path) from error
+    builder = GraphBuilder()
+    values = _Values(builder, program, path)
+    for name, shape in inputs.items():
+        builder.input(name, shape=shape)
+    values.place_inputs(list(inputs))
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_function":
+            values.add(node)
+        elif node.op == "output":
+            for result, name in zip(node.args[0], output_names, strict=True):
+                builder.output(values.name(result), name)
+    return builder.build(about=about, original=original)
+
+
+def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
+    assert dim is not None
+    return sizes[dim] if isinstance(dim, str) else int(dim)
+
+
+class _Values:
+    """Names of traced values in the graph that is being built."""
+
+    def __init__(self, builder: GraphBuilder, program: torch.export.ExportedProgram, path: str) -> None:
+        self.builder = builder
+        self.program = program
+        self.path = path
+        self.names: dict[str, str] = {}
+
+    def place_inputs(self, names: list[str]) -> None:
+        """Match placeholders with inputs, weights and constants."""
+        signature = self.program.graph_signature
+        state = {**dict(self.program.state_dict), **dict(self.program.constants)}
+        given = iter(names)
+        for spec in signature.input_specs:
+            placeholder = spec.arg.name  # type: ignore[union-attr]
+            if spec.kind == torch.export.graph_signature.InputKind.USER_INPUT:
+                self.names[placeholder] = next(given)
+                continue
+            target = spec.target or placeholder
+            value = state[target]
+            name = target.removeprefix("module.").removeprefix("weights.").removeprefix("layers.")
+            is_parameter = isinstance(value, nn.Parameter) and value.requires_grad
+            self.names[placeholder] = self.builder.tensor(name, value.detach(), trainable=is_parameter)
+
+    def name(self, node: TracedNode) -> str:
+        """A traced value's name here.
+
+        Raises:
+            FormatError: it is none.
+        """
+        if not isinstance(node, TracedNode) or node.name not in self.names:
+            raise FormatError(f"an output {node!r:.60} is not a tensor of the graph", path=self.path)
+        return self.names[node.name]
+
+    def add(self, node: TracedNode) -> None:
+        """Add one traced call."""
+        target: Any = node.target
+        if target is operator.getitem:
+            first = self.name(node.args[0])  # type: ignore[arg-type]
+            self.names[node.name] = f"{first}:{node.args[1]}" if node.args[1] else first
+            return
+        word = _INTEGERS.get(target) or str(target)
+        if any(check in word for check in _CHECKS):
+            return
+        if word not in OPS:
+            raise FormatError(
+                "has no form in a graph; load the file with its framework's own reader", path=self.path, op=word
+            )
+        inputs: list[str] = []
+        call = json.dumps([self._encode(list(node.args), inputs), self._encode(dict(node.kwargs), inputs)])
+        outputs = self._outputs(node)
+        self.builder.node(word, inputs, outputs=outputs, name=node.name, call=call)
+        self.names[node.name] = outputs[0]
+
+    def _outputs(self, node: TracedNode) -> list[str]:
+        value = node.meta.get("val")
+        num = len(value) if isinstance(value, list | tuple) else 1
+        first = self.builder.fresh(node.name)
+        return [first, *(f"{first}:{index}" for index in range(1, num))]
+
+    def _encode(self, value: Any, inputs: list[str]) -> Any:
+        if isinstance(value, TracedNode):
+            inputs.append(self.name(value))
+            return {"$input": len(inputs) - 1}
+        if isinstance(value, list | tuple):
+            return [self._encode(item, inputs) for item in value]
+        if isinstance(value, dict):
+            return {key: self._encode(item, inputs) for key, item in value.items()}
+        if isinstance(value, torch.dtype):
+            return {"$dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device | torch.layout | torch.memory_format):
+            return {"$skip": str(value)}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise FormatError(f"an argument {value!r:.60} has no form in a graph", path=self.path)

@@ -1,0 +1,73 @@
+"""Files of Caffe, MXNet and CNTK through `load`: one graph form, equal to the frameworks, every weight trainable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lockstep.core.errors import FormatError
+from lockstep.interop.readers import format_of, load
+from lockstep.models.graph.folder import load_graph, save_graph
+
+FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
+# File -> (stored input, stored outputs, axis of the rows, options, number of weights).
+CASES: dict[str, tuple[str, tuple[str, ...], int, dict[str, str], int]] = {
+    "caffe/mlp.caffemodel.h5": ("obs", ("act", "value"), 0, {}, 8),
+    "caffe/cnn.prototxt": ("obs", ("value", "prob"), 0, {}, 13),
+    "mxnet/mlp-symbol.json": ("x", ("y0", "y1"), 0, {}, 10),
+    "mxnet/symmlp-0001.params": ("x", ("y0",), 0, {}, 4),
+    "mxnet/cnn-symbol.json": ("x", ("y0", "y1"), 0, {"shapes": "data=4,84,84"}, 12),
+    "mxnet/gru-symbol.json": ("x", ("y0", "y1"), 1, {}, 8),
+    "cntk/mlp.model": ("x", ("y0", "y1"), 0, {}, 10),
+    "cntk/cnn.model": ("x", ("y0", "y1"), 0, {}, 12),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_graph_equals_the_framework(name: str, tmp_path: Path) -> None:
+    source, outputs, axis, options, num_weights = CASES[name]
+    path = FILES / name
+    assert format_of(path) == name.split("/")[0]
+    stored = np.load(path.parent / f"{path.name.split('.')[0].split('-')[0]}_io.npz")
+    module = load(path, **options)
+    x = torch.from_numpy(stored[source])
+    save_graph(module, tmp_path / "folder")
+    again = load_graph(tmp_path / "folder")
+    for rows in (x, x.narrow(axis, 1, 1), torch.cat([x, x], axis)):
+        got, repeated = module(rows), again(rows)
+        got, repeated = ([got], [repeated]) if isinstance(got, torch.Tensor) else (got, repeated)
+        for value, same, key in zip(got, repeated, outputs, strict=True):
+            whole = stored[key]
+            num = rows.shape[axis]
+            expected = whole if rows is x else whole.take([1], axis) if num == 1 else np.concatenate([whole] * 2, axis)
+            assert np.abs(value.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+            assert torch.equal(value, same)
+    parameters = dict(module.named_parameters())
+    assert len(parameters) == num_weights
+    out = module(x)
+    sum(value[..., 0].square().sum() for value in ([out] if isinstance(out, torch.Tensor) else out)).backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters.values())
+
+
+def test_a_recurrence_keeps_its_free_length() -> None:
+    stored = np.load(FILES / "mxnet" / "gru_io.npz")
+    module = load(FILES / "mxnet" / "gru-0000.params")
+    assert module.graph.about.time_axis == 0
+    value = module(torch.from_numpy(stored["x"][:2]))[0]
+    assert np.abs(value.detach().numpy() - stored["y0"][:2]).max() <= 1e-5
+
+
+def test_what_a_graph_cannot_hold_is_named(tmp_path: Path) -> None:
+    for name, message in (
+        ("caffe/lstm.prototxt", r"layer 'lstm' \(LSTM\): is recurrent; .* interop.caffe.load_caffe"),
+        ("cntk/gru.model", r"reads sequences; .* interop.cntk.load_cntk"),
+        ("mxnet/cnn-symbol.json", "does not tell the shape of input 'data'; give shapes='data=4,84,84'"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            load(FILES / name)
+    (tmp_path / "a.prototxt").write_text("")
+    with pytest.raises(FormatError, match=r"its companion .*a.caffemodel does not exist; give it with weights="):
+        load(tmp_path / "a.prototxt")
