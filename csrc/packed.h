@@ -37,7 +37,8 @@ void run_float_panels(const PanelJob& job, const FloatRows& rows);
 
 // x rounded to int8 per ROW_BLOCK inputs. A sub-block is the 16 or 32 inputs whose products are summed as integers.
 struct IntRows {
-  int8_t* codes;   // [M][K]
+  int8_t* codes;   // [M][K], or wide: 16-bit integers, of four neighbours in the order 0 2 1 3
+  i64 code_bytes;  // of an input: 1, wide 2
   float* scale;    // [M][K / ROW_BLOCK]
   int32_t* start;  // [M][K / sub]: -offset * sum of the sub-block, which takes the codes' offset out of the product
   float* moment;   // [M][K / sub]: scale * sum, what a minimum is multiplied by

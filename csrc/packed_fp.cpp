@@ -1,10 +1,15 @@
 // Tiles of float matrices. fp32: acc = fma(x[k], w[k], acc). bf16: pairs (k, k + 1) through the dot-product instruction
-// where there is one, else two multiply-adds in its order.
+// where there is one, else two multiply-adds in its order, with x spelled out as rounded float32.
+//
+// Narrow vectors take a panel in strips of 16 outputs, each a quarter of every row of 64: read so again and again they would
+// use a quarter of the first-level cache's sets. For many rows a strip of some inputs is therefore copied out, as float32.
 #include "packed.h"
 
 namespace {
 
 constexpr i64 K_BLOCK = 512;  // steps (inputs or pairs) of a panel that stay in the cache while rows pass by
+constexpr i64 STRIP = 16, STRIP_INPUTS = 256, STRIP_FROM = 24;  // outputs and inputs of a strip, 16 KB; rows to copy it for
+constexpr i64 X_STEP = HAVE_BF16_DOT ? 1 : 2;  // elements of x that a step of pairs reads
 
 #if VLEN == 16
 constexpr int WIDE = 4, TILE_VECTORS = 4;
@@ -13,14 +18,13 @@ constexpr int WIDE = 64 / VLEN, TILE_VECTORS = 2;  // one row needs few register
 #endif
 
 template <bool PAIRS>
-ALWAYS_INLINE vf step(vf acc, int32_t x, vi w) {
-  if (!PAIRS) return fma(as_float(vi{} + x), as_float(w), acc);
+ALWAYS_INLINE vf step(vf acc, const int32_t* x, vi w) {
+  if (!PAIRS) return fma(as_float(vi{} + x[0]), as_float(w), acc);
 #if HAVE_BF16_DOT
-  return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x), (__m512bh)w);
+  return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x[0]), (__m512bh)w);
 #else
-  const int32_t high = (int32_t)0xffff0000;
-  acc = fma(as_float(vi{} + (int32_t)((uint32_t)x << 16)), as_float((w & 0xffff) << 16), acc);
-  return fma(as_float(vi{} + (x & high)), as_float(w & high), acc);
+  acc = fma(as_float(vi{} + x[0]), as_float(w << 16), acc);
+  return fma(as_float(vi{} + x[1]), as_float(w & (int32_t)0xffff0000), acc);
 #endif
 }
 
@@ -36,8 +40,9 @@ ALWAYS_INLINE void store_columns(float* p, vf v, i64 num) {
     store_part(p, v, num);
 }
 
-// MR rows, NV vectors of a panel's outputs from `w` on; `num` of them exist. from_y: the chain goes on where y left it.
-template <bool PAIRS, int MR, int NV>
+// MR rows, NV vectors of outputs from `w` on, whose steps lie W_STRIDE elements apart; `num` of the outputs exist. from_y: the
+// chain goes on where y left it.
+template <bool PAIRS, int MR, int NV, i64 W_STRIDE>
 __attribute__((noinline)) void tile(const int32_t* x, i64 x_stride, const int32_t* w, i64 steps, const float* bias,
                                     bool from_y, float* y, i64 y_stride, i64 num) {
   vf acc[MR][NV];
@@ -49,17 +54,17 @@ __attribute__((noinline)) void tile(const int32_t* x, i64 x_stride, const int32_
       acc[i][j] = from ? load_columns(from + j * VLEN, num - j * VLEN) : splat(0.0f);
     }
   for (i64 p = 0; p < steps; p++) {
-    const int32_t* at = w + p * FLOAT_PANEL;
+    const int32_t* at = w + p * W_STRIDE;
     vi row[NV];
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) {
       row[j] = load_int(at + j * VLEN);
-      if (j * VLEN % 16 == 0) __builtin_prefetch((const char*)(at + j * VLEN) + PREFETCH_AHEAD);
+      if (W_STRIDE == FLOAT_PANEL && j * VLEN % 16 == 0) __builtin_prefetch((const char*)(at + j * VLEN) + PREFETCH_AHEAD);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 16
-      for (int j = 0; j < NV; j++) acc[i][j] = step<PAIRS>(acc[i][j], x[i * x_stride + p], row[j]);
+      for (int j = 0; j < NV; j++) acc[i][j] = step<PAIRS>(acc[i][j], x + i * x_stride + p * (PAIRS ? X_STEP : 1), row[j]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
@@ -68,12 +73,13 @@ __attribute__((noinline)) void tile(const int32_t* x, i64 x_stride, const int32_
 }
 
 typedef void (*Tile)(const int32_t*, i64, const int32_t*, i64, const float*, bool, float*, i64, i64);
-#define TILES(pairs)                                                                                            \
-  {                                                                                                             \
-    tile<pairs, 1, WIDE>, tile<pairs, 2, TILE_VECTORS>, tile<pairs, 3, TILE_VECTORS>,                           \
-        tile<pairs, 4, TILE_VECTORS>, tile<pairs, 5, TILE_VECTORS>, tile<pairs, 6, TILE_VECTORS>                \
+#define TILES(pairs, one, more, stride)                                                                  \
+  {                                                                                                      \
+    tile<pairs, 1, one, stride>, tile<pairs, 2, more, stride>, tile<pairs, 3, more, stride>,             \
+        tile<pairs, 4, more, stride>, tile<pairs, 5, more, stride>, tile<pairs, 6, more, stride>         \
   }
-const Tile tiles[2][TILE_ROWS] = {TILES(false), TILES(true)};
+const Tile tiles[2][TILE_ROWS] = {TILES(false, WIDE, TILE_VECTORS, FLOAT_PANEL),
+                                  TILES(true, WIDE, TILE_VECTORS, FLOAT_PANEL)};
 
 ALWAYS_INLINE uint16_t bf16_bits(float x) {
   uint32_t bits;
@@ -133,15 +139,55 @@ void pack_strip_bf16(const void* weight, bool is_bf16, i64 rows, i64 num_inputs,
 
 FloatRows prepare_float_rows(const LsPackedSpec& spec, const float* x, i64 num_rows) {
   if (spec.kind == LS_PACKED_FP32) return {x, spec.num_inputs};
-  const i64 num_inputs = spec.num_inputs, pairs = (num_inputs + 1) / 2;
-  uint16_t* out = (uint16_t*)scratch(SCRATCH_PACKED_ROWS, num_rows * pairs * 4);
+  const i64 num_inputs = spec.num_inputs, pairs = (num_inputs + 1) / 2, stride = pairs * X_STEP;
+  void* memory = scratch(SCRATCH_PACKED_ROWS, num_rows * stride * 4);
   const i64 rows_per_task = 1 + (1 << 16) / num_inputs;
   parallel_for((num_rows + rows_per_task - 1) / rows_per_task, [&](i64 task) {
     const i64 end = (task + 1) * rows_per_task < num_rows ? (task + 1) * rows_per_task : num_rows;
-    for (i64 i = task * rows_per_task; i < end; i++) round_pairs(x + i * num_inputs, out + i * pairs * 2, num_inputs);
+    for (i64 i = task * rows_per_task; i < end; i++) {
+#if HAVE_BF16_DOT
+      round_pairs(x + i * num_inputs, (uint16_t*)memory + i * stride * 2, num_inputs);
+#else
+      float* to = (float*)memory + i * stride;
+      round_to_bf16(x + i * num_inputs, to, num_inputs);
+      if (num_inputs % 2) to[num_inputs] = 0.0f;
+#endif
+    }
   });
-  return {out, pairs};
+  return {memory, stride};
 }
+
+#if VLEN == 8
+// Rows against one panel, a copied strip after the other.
+void run_strips(const PanelJob& job, const FloatRows& rows, const int32_t* panel, i64 column) {
+  static const Tile strip_tiles[TILE_ROWS] = TILES(false, 2, 2, STRIP);
+  const bool pairs = job.spec->kind == LS_PACKED_BF16;
+  const i64 num_outputs = job.spec->num_outputs, inputs = pairs ? (job.spec->num_inputs + 1) / 2 * 2 : job.spec->num_inputs;
+  int32_t* strip = (int32_t*)scratch(SCRATCH_PACKED_PANEL, STRIP_INPUTS * STRIP * 4);
+  for (i64 k = 0; k < inputs; k += STRIP_INPUTS) {
+    const i64 now = inputs - k < STRIP_INPUTS ? inputs - k : STRIP_INPUTS;
+    for (i64 j = 0; j < FLOAT_PANEL && column + j < num_outputs; j += STRIP) {
+      const int32_t* from = panel + (pairs ? k / 2 : k) * FLOAT_PANEL + j;
+      for (i64 t = 0; t < (pairs ? now / 2 : now); t++)
+        for (i64 c = 0; c < STRIP; c += VLEN) {
+          const vi w = load_int(from + t * FLOAT_PANEL + c);
+          if (pairs) {
+            store((float*)strip + 2 * t * STRIP + c, as_float(w << 16));
+            store((float*)strip + (2 * t + 1) * STRIP + c, as_float(w & (int32_t)0xffff0000));
+          } else {
+            store((float*)strip + t * STRIP + c, as_float(w));
+          }
+        }
+      for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
+        mr = tile_rows(job.row_hi - i, TILE_ROWS);
+        strip_tiles[mr - 1]((const int32_t*)rows.data + i * rows.stride + k, rows.stride, strip, now,
+                            job.bias ? job.bias + column + j : nullptr, k > 0, job.y + i * num_outputs + column + j,
+                            num_outputs, num_outputs - column - j);
+      }
+    }
+  }
+}
+#endif
 
 void run_float_panels(const PanelJob& job, const FloatRows& rows) {
   const LsPackedSpec& spec = *job.spec;
@@ -151,13 +197,19 @@ void run_float_panels(const PanelJob& job, const FloatRows& rows) {
   for (i64 panel = 0; panel < job.num_panels; panel++) {
     const i64 column = job.first_column + panel * FLOAT_PANEL;
     const int32_t* w = (const int32_t*)job.panel + panel * steps * FLOAT_PANEL;
+#if VLEN == 8
+    if (job.row_hi - job.row_lo >= STRIP_FROM) {
+      run_strips(job, rows, w, column);
+      continue;
+    }
+#endif
     for (i64 p = 0; p < steps; p += block) {
       const i64 now = steps - p < block ? steps - p : block;
       for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
         mr = tile_rows(job.row_hi - i, TILE_ROWS);
         const i64 vectors = mr == 1 ? WIDE : TILE_VECTORS;
         for (i64 j = 0; j < FLOAT_PANEL && column + j < num_outputs; j += vectors * VLEN)
-          tiles[pairs][mr - 1]((const int32_t*)rows.data + i * rows.stride + p, rows.stride, w + p * FLOAT_PANEL + j,
+          tiles[pairs][mr - 1]((const int32_t*)rows.data + i * rows.stride + p * (pairs ? X_STEP : 1), rows.stride, w + p * FLOAT_PANEL + j,
                                now, job.bias ? job.bias + column + j : nullptr, p > 0,
                                job.y + i * num_outputs + column + j, num_outputs, num_outputs - column - j);
       }

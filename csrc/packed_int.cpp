@@ -10,10 +10,12 @@ namespace {
 constexpr int NV = (int)INT_PANEL / VLEN;
 #if VLEN == 16
 constexpr int MAX_ROWS = TILE_ROWS;  // 12 sums and 12 accumulators of 32 registers
+#elif VLEN == 8
+constexpr int MAX_ROWS = 4;  // 8 sums of 16 registers, see packed_int_avx2.h
 #else
 constexpr int MAX_ROWS = 2;
 #endif
-constexpr i64 UNPACK_FROM = 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
+constexpr i64 UNPACK_FROM = VLEN == 8 ? 100000 : 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
 
 ALWAYS_INLINE vi load_bytes(const uint8_t* p) { return as_int(load((const float*)p)); }
 ALWAYS_INLINE void store_bytes(uint8_t* p, vi v) { store((float*)p, as_float(v)); }
@@ -27,11 +29,6 @@ ALWAYS_INLINE vi dot4(vi acc, vi w, int32_t x) {
   const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(all, 8), 8), odd = _mm512_srai_epi16(all, 8);
   const __m512i low = _mm512_and_si512((__m512i)w, _mm512_set1_epi16(0xff)), high = _mm512_srli_epi16((__m512i)w, 8);
   return acc + (vi)_mm512_madd_epi16(low, even) + (vi)_mm512_madd_epi16(high, odd);
-#elif VLEN == 8
-  const __m256i all = _mm256_set1_epi32(x);
-  const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), odd = _mm256_srai_epi16(all, 8);
-  const __m256i low = _mm256_and_si256((__m256i)w, _mm256_set1_epi16(0xff)), high = _mm256_srli_epi16((__m256i)w, 8);
-  return acc + (vi)_mm256_madd_epi16(low, even) + (vi)_mm256_madd_epi16(high, odd);
 #else
   for (int t = 0; t < 4; t++) acc += (w >> (8 * t) & 255) * (int32_t)(int8_t)(x >> (8 * t));
   return acc;
@@ -70,6 +67,8 @@ ALWAYS_INLINE vf load_scales(const uint8_t* p, i64 width, int j) {
   if (width == 4) return load((const float*)p + j);
 #if VLEN == 16
   return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)((const uint16_t*)p + j)));
+#elif VLEN == 8
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)((const uint16_t*)p + j)));
 #else
   uint16_t half[VLEN];
   memcpy(half, (const uint16_t*)p + j, sizeof(half));
@@ -97,6 +96,9 @@ ALWAYS_INLINE vf load_columns(const float* p, i64 num) {
   return num >= VLEN ? load(p) : num > 0 ? load_part(p, num) : splat(0.0f);
 }
 
+#if VLEN == 8
+#include "packed_int_avx2.h"
+#else
 template <int KIND, int SUB, int MR>
 __attribute__((noinline)) void tile(const TileArgs& a) {
   const LsPackedSpec& spec = *a.spec;
@@ -186,6 +188,7 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
         store_part(to, acc[i][j], num);
     }
 }
+#endif
 
 typedef void (*Tile)(const TileArgs&);
 #if VLEN == 16
@@ -194,14 +197,20 @@ typedef void (*Tile)(const TileArgs&);
     tile<kind, sub, 1>, tile<kind, sub, 2>, tile<kind, sub, 3>, tile<kind, sub, 4>, tile<kind, sub, 5>,      \
         tile<kind, sub, 6>                                                                                   \
   }
+#elif VLEN == 8
+#define TILES(kind, sub) \
+  { tile<kind, sub, 1>, tile<kind, sub, 2>, tile<kind, sub, 3>, tile<kind, sub, 4> }
 #else
 #define TILES(kind, sub) \
   { tile<kind, sub, 1>, tile<kind, sub, 2> }
 #endif
 #define BOTH_SUBS(kind) \
   { TILES(kind, 16), TILES(kind, 32) }
-const Tile tiles[3][2][MAX_ROWS] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES),
-                                    BOTH_SUBS(LS_PACKED_TABLE)};
+const Tile tiles[][2][MAX_ROWS] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES), BOTH_SUBS(LS_PACKED_TABLE),
+#if VLEN == 8
+                                   BOTH_SUBS(LS_PACKED_SMALL)
+#endif
+};
 
 // A panel of nibbles as a panel of bytes with the same scales and minima; stored codes keep their offset.
 template <int KIND>
@@ -231,7 +240,11 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
   uint8_t* spelled = nullptr;
   if (kind != LS_PACKED_BYTES && job.row_hi - job.row_lo >= UNPACK_FROM) {
     spelled = (uint8_t*)scratch(SCRATCH_PACKED_PANEL, num_groups * (2 * stored_bytes + number_bytes));
+#if VLEN == 8
+    kind = kind == LS_PACKED_NIBBLES ? LS_PACKED_SMALL : LS_PACKED_BYTES;
+#else
     kind = LS_PACKED_BYTES;
+#endif
     code_bytes = 2 * stored_bytes;
   }
   const Tile* row_tiles = tiles[kind - LS_PACKED_BYTES][sub == 32];
@@ -252,7 +265,7 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
     a.num = spec.num_outputs - column;
     for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
       mr = tile_rows(job.row_hi - i, MAX_ROWS);
-      a.x = rows.codes + i * num_inputs;
+      a.x = rows.codes + i * num_inputs * rows.code_bytes;
       a.scale = rows.scale + i * (num_inputs / ROW_BLOCK);
       a.start = rows.start + i * (num_inputs / sub);
       a.moment = rows.moment + i * (num_inputs / sub);

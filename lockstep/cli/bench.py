@@ -12,6 +12,7 @@ BENCHES = {
         "lockstep.cli.bench_control",
         "training steps per second beside Stable-Baselines3 and SBX; predict latency",
     ),
+    "engine": ("lockstep.cli.bench_engine", "the engine beside llama.cpp or vLLM on the same weights"),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "soak": ("lockstep.cli.bench_soak", "an engine under mixed traffic for minutes: memory, pages, texts"),
