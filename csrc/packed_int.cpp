@@ -15,7 +15,7 @@ constexpr int MAX_ROWS = 4;  // 8 sums of 16 registers, see packed_int_avx2.h
 #else
 constexpr int MAX_ROWS = 2;
 #endif
-constexpr i64 UNPACK_FROM = VLEN == 8 ? 100000 : 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
+constexpr i64 UNPACK_FROM = 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
 
 ALWAYS_INLINE vi load_bytes(const uint8_t* p) { return as_int(load((const float*)p)); }
 ALWAYS_INLINE void store_bytes(uint8_t* p, vi v) { store((float*)p, as_float(v)); }
@@ -206,11 +206,8 @@ typedef void (*Tile)(const TileArgs&);
 #endif
 #define BOTH_SUBS(kind) \
   { TILES(kind, 16), TILES(kind, 32) }
-const Tile tiles[][2][MAX_ROWS] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES), BOTH_SUBS(LS_PACKED_TABLE),
-#if VLEN == 8
-                                   BOTH_SUBS(LS_PACKED_SMALL)
-#endif
-};
+const Tile tiles[3][2][MAX_ROWS] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES),
+                                    BOTH_SUBS(LS_PACKED_TABLE)};
 
 // A panel of nibbles as a panel of bytes with the same scales and minima; stored codes keep their offset.
 template <int KIND>
@@ -238,13 +235,10 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
   const i64 stored_bytes = bytes / num_groups - number_bytes;
   i64 kind = spec.kind, code_bytes = stored_bytes;
   uint8_t* spelled = nullptr;
-  if (kind != LS_PACKED_BYTES && job.row_hi - job.row_lo >= UNPACK_FROM) {
+  const bool unpacks = VLEN == 8 ? kind == LS_PACKED_TABLE : kind != LS_PACKED_BYTES;
+  if (unpacks && job.row_hi - job.row_lo >= UNPACK_FROM) {
     spelled = (uint8_t*)scratch(SCRATCH_PACKED_PANEL, num_groups * (2 * stored_bytes + number_bytes));
-#if VLEN == 8
-    kind = kind == LS_PACKED_NIBBLES ? LS_PACKED_SMALL : LS_PACKED_BYTES;
-#else
     kind = LS_PACKED_BYTES;
-#endif
     code_bytes = 2 * stored_bytes;
   }
   const Tile* row_tiles = tiles[kind - LS_PACKED_BYTES][sub == 32];

@@ -1,19 +1,12 @@
 // Tiles of quantised matrices for AVX2, which has no instruction that sums four products of bytes. Two ways, both exact:
 //
-// codes of 0..15: products of two neighbours are summed as 16-bit integers (maddubs), and a whole sub-block of 32 inputs
-// still fits: 8 steps * 2 * 15 * 127 = 30480. One widening a sub-block remains.
+// nibbles of 0..15: products of two neighbours are summed as 16-bit integers (maddubs), and a whole sub-block of 32 inputs
+// still fits: 8 times * 2 * 15 * 127 = 30480. One widening a sub-block remains.
 //
 // codes of 0..255: even and odd bytes apart, as 16-bit integers against rows that were spelled out as such ("wide" rows).
 //
 // Included by packed_int.cpp, which says what a tile computes.
 #pragma once
-
-constexpr int LS_PACKED_SMALL = LS_PACKED_TABLE + 1;  // spelled-out nibbles: bytes of 0..15
-
-template <int KIND>
-constexpr bool is_small() {
-  return KIND == LS_PACKED_NIBBLES || KIND == LS_PACKED_SMALL;
-}
 
 // Leaves a running sum where it is: the compiler would otherwise form all products of a sub-block first, for which there are
 // not nearly enough registers.
@@ -27,10 +20,10 @@ ALWAYS_INLINE vi pair_of(const int8_t* x) {
 }
 
 // Sums of a sub-block for MR rows and NJ vectors; w: the sub-block's first step, at the strip's first vector.
-template <int KIND, int SUB, int MR, int NJ>
-ALWAYS_INLINE void small_sums(const uint8_t* w, const int8_t* x, i64 row_bytes, const int32_t* start,
+template <int SUB, int MR, int NJ>
+ALWAYS_INLINE void nibble_sums(const uint8_t* w, const int8_t* x, i64 row_bytes, const int32_t* start,
                               i64 num_sub, vi dot[MR][NJ]) {
-  constexpr int STEPS = SUB / (KIND == LS_PACKED_SMALL ? 4 : 8);
+  constexpr int STEPS = SUB / 8;
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[MR][NJ];
 #pragma GCC unroll 8
@@ -43,12 +36,12 @@ ALWAYS_INLINE void small_sums(const uint8_t* w, const int8_t* x, i64 row_bytes, 
 #pragma GCC unroll 8
     for (int j = 0; j < NJ; j++) {
       const vi stored = load_bytes(w + j * VLEN * 4);
-      low[j] = KIND == LS_PACKED_SMALL ? stored : stored & 0x0f0f0f0f;
+      low[j] = stored & 0x0f0f0f0f;
       high[j] = (stored >> 4) & 0x0f0f0f0f;
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) {
-      const int8_t* at = x + i * row_bytes + p * (KIND == LS_PACKED_SMALL ? 4 : 8);
+      const int8_t* at = x + i * row_bytes + p * 8;
       const __m256i four = (__m256i)pair_of(at);
 #pragma GCC unroll 8
       for (int j = 0; j < NJ; j++) {
@@ -56,7 +49,6 @@ ALWAYS_INLINE void small_sums(const uint8_t* w, const int8_t* x, i64 row_bytes, 
         sum[i][j] = p == 0 ? products : _mm256_add_epi16(sum[i][j], products);
         hold(sum[i][j]);
       }
-      if (KIND == LS_PACKED_SMALL) continue;
       const __m256i next = (__m256i)pair_of(at + 4);
 #pragma GCC unroll 8
       for (int j = 0; j < NJ; j++) {
@@ -121,8 +113,8 @@ ALWAYS_INLINE void strip(const TileArgs& a, int first) {
   const LsPackedSpec& spec = *a.spec;
   const i64 num_inputs = spec.num_inputs, num_sub = num_inputs / SUB, num_blocks = num_inputs / ROW_BLOCK;
   const i64 subs_per_group = spec.group / SUB, scale_bytes = spec.scale_bytes, minimum_bytes = spec.minimum_bytes;
-  constexpr i64 X_BYTES = is_small<KIND>() ? 1 : 2;  // of an input
-  constexpr i64 SUB_BYTES = SUB * INT_PANEL / (KIND == LS_PACKED_BYTES || KIND == LS_PACKED_SMALL ? 1 : 2);
+  constexpr i64 X_BYTES = KIND == LS_PACKED_NIBBLES ? 1 : 2;  // of an input
+  constexpr i64 SUB_BYTES = SUB * INT_PANEL / (KIND == LS_PACKED_BYTES ? 1 : 2);
   vf acc[MR][NJ];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
@@ -138,8 +130,8 @@ ALWAYS_INLINE void strip(const TileArgs& a, int first) {
     for (i64 s = 0; s < subs_per_group; s++, sub++, x += SUB * X_BYTES, w += SUB_BYTES) {
       vi dot[MR][NJ];
       const uint8_t* from = w + first * VLEN * 4;
-      if (is_small<KIND>())
-        small_sums<KIND, SUB, MR, NJ>(from, x, num_inputs * X_BYTES, a.start + sub, num_sub, dot);
+      if (KIND == LS_PACKED_NIBBLES)
+        nibble_sums<SUB, MR, NJ>(from, x, num_inputs * X_BYTES, a.start + sub, num_sub, dot);
       else
         wide_sums<KIND, SUB, MR, NJ>(from, x, num_inputs * X_BYTES, a.start + sub, num_sub, spec.table, dot);
 #pragma GCC unroll 8

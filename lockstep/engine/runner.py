@@ -6,7 +6,7 @@ Legend: T packed tokens, S sequences of the step, R rows wanted, E model width, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -63,8 +63,7 @@ class Gathered:
     scored: list[Scored] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Neighbouring tokens of a sequence, the first of them at position `first`."""
 
     slot: int
@@ -83,11 +82,12 @@ def batch_of(
     tokens: list[int] = []
     positions: list[int] = []
     starts, lengths = [0], []
-    for span in spans:
-        tokens += span.tokens
-        positions += range(span.first, span.first + len(span.tokens))
+    for _, first, new in spans:
+        last = first + len(new)
+        tokens += new
+        positions += range(first, last)
         starts.append(len(tokens))
-        lengths.append(span.first + len(span.tokens))
+        lengths.append(last)
     width = (max(lengths) + PAGE - 1) // PAGE
     return ForwardBatch(
         tokens_T=_int64(tokens),
@@ -141,10 +141,13 @@ class Runner:
         for work in works:
             sequence, first = work.sequence, work.sequence.num_computed
             _want(gathered, work, num_rows)
-            spans.append(Span(sequence.slot, first, sequence.tokens[first : first + work.count] + work.drafts))
+            tokens = sequence.tokens[first : first + work.count]
+            if work.drafts:
+                tokens += work.drafts
+            spans.append(Span(sequence.slot, first, tokens))
             if sequence.adapter is not None:
-                _extend_run(adapters, num_rows, num_rows + len(spans[-1].tokens), sequence.adapter.adapter)
-            num_rows += len(spans[-1].tokens)
+                _extend_run(adapters, num_rows, num_rows + len(tokens), sequence.adapter.adapter)
+            num_rows += len(tokens)
         return batch_of(spans, self._table, self.plan.num_pages, gathered.rows, adapters), gathered
 
 
@@ -169,6 +172,11 @@ def _want(gathered: Gathered, work: Work, first_row: int) -> None:
             gathered.rows += range(first_row + begin - first, first_row + end - first)
     if work.draws:
         last = first_row + work.count - 1
+        if not work.drafts:
+            gathered.draw_rows.append(len(gathered.rows))
+            gathered.rows.append(last)
+            gathered.draws.append(Row(sequence, []))
+            return
         for num in range(len(work.drafts) + 1):
             gathered.draw_rows.append(len(gathered.rows))
             gathered.rows.append(last + num)
