@@ -29,7 +29,7 @@ def measure_starts(model: Path, peer_python: str, threads: int, rounds: int) -> 
             port = free_port()
             if name == "ours":
                 command = [sys.executable, "-m", "lockstep.cli.main", "serve", str(model), "--port", str(port)]
-                command += ["--threads", str(threads), "--engine.max-context", "1024"]
+                command += ["--num-threads", str(threads), "--engine.max-context", "1024"]
             else:
                 command = [peer_python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
                 command += ["--n_threads", str(threads), "--n_ctx", "1024"]
