@@ -29,10 +29,10 @@ def measure_starts(model: Path, peer_python: str, threads: int, rounds: int) -> 
             port = free_port()
             if name == "ours":
                 command = [sys.executable, "-m", "lockstep.cli.main", "serve", str(model), "--port", str(port)]
-                command += ["--num-threads", str(threads), "--engine.max-context", "1024"]
+                command += ["--num-threads", str(threads), "--served-name", "default", "--engine.max-context", "1024"]
             else:
                 command = [peer_python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
-                command += ["--n_threads", str(threads), "--n_ctx", "1024"]
+                command += ["--n_threads", str(threads), "--n_ctx", "1024", "--model_alias", "default"]
             for key, value in one_start(name, command, port).items():
                 figures[key].append(value)
     return found
