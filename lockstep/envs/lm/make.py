@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from lockstep.core.errors import ConfigError
 from lockstep.envs.lm.reasoning_gym import ReasoningGymConfig, ReasoningGymTask
+from lockstep.envs.lm.records import RecordsConfig, RecordsTask, find_object
 from lockstep.envs.lm.strict import StrictTask
 from lockstep.envs.lm.task import EpisodeTask, Task
 
@@ -14,7 +17,8 @@ class TaskConfig:
     """What a language model learns to do."""
 
     name: str = "chain_sum"
-    """A generator of reasoning-gym."""
+    """A generator of reasoning-gym; a .jsonl file of questions and answers; or your own task as `module:Class`, called
+    with `split` ("train" or "held_out"), `seed` and the options."""
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Its difficulty, such as {"min_terms": 2, "max_terms": 3}."""
     partial_credit: bool = False
@@ -24,21 +28,34 @@ class TaskConfig:
 
 
 def make_tasks(config: TaskConfig) -> tuple[Task | EpisodeTask, Task | EpisodeTask]:
-    """(problems to train on, problems held out): they share none."""
-    train, held_out = (
-        ReasoningGymTask(
-            ReasoningGymConfig(
-                generator=config.name,
-                options=dict(config.options),
-                seed=config.seed,
-                split=split,
-                form="chat",
-                system="",
-                answer_in="text",
-            )
-        )
-        for split in ("train", "held_out")
-    )
-    if config.partial_credit:
+    """(problems to train on, problems held out): they share none.
+
+    Raises:
+        ConfigError: no such generator, file or class, or options that it does not take.
+    """
+    train, held_out = (_make(config, split) for split in ("train", "held_out"))
+    if config.partial_credit or not (isinstance(train, Task) and isinstance(held_out, Task)):
         return train, held_out
     return StrictTask(train), StrictTask(held_out)
+
+
+def _make(config: TaskConfig, split: Literal["train", "held_out"]) -> Task | EpisodeTask:
+    options: dict[str, Any] = dict(config.options)
+    if ":" in config.name:
+        made = find_object(config.name, "task")(split=split, seed=config.seed, **options)
+        if not isinstance(made, Task | EpisodeTask):
+            raise ConfigError(f"task {config.name!r} makes {type(made).__name__}; expected a Task or an EpisodeTask")
+        return made
+    if config.name.endswith(".jsonl"):
+        return RecordsTask(RecordsConfig(path=config.name, split=split, **options))
+    return ReasoningGymTask(
+        ReasoningGymConfig(
+            generator=config.name,
+            options=options,
+            seed=config.seed,
+            split=split,
+            form="chat",
+            system="",
+            answer_in="text",
+        )
+    )

@@ -29,6 +29,7 @@ from lockstep.rl.lm.advantages import (
 )
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
+from lockstep.rl.lm.reference import Reference
 from lockstep.rl.lm.rollout import Group, RolloutConfig
 
 
@@ -139,16 +140,14 @@ class Update:
         reference: the policy that a KL penalty pulls to.
     """
 
-    def __init__(
-        self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None
-    ) -> None:
+    def __init__(self, learner: Learner, batch: Batch, config: LearnConfig, reference: Reference | None = None) -> None:
         self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
         self._learner, self._batch, self._config = learner, batch, config
         self._began = time.perf_counter()
         self._total = 0.0
         self._packed = [micro_batches(part.examples, config.micro_tokens) for part in batch.minibatches]
         if reference is not None and config.loss.kl.coef > 0.0:
-            self._packed = [self._with(micros, "reference_logprob", reference) for micros in self._packed]
+            self._packed = [self._with(micros, "reference_logprob", reference.model) for micros in self._packed]
 
     def prepare(self) -> None:
         """The first step's gradient, and the log-probabilities that later ones are clipped against."""
@@ -228,12 +227,13 @@ def exactly(loss: Loss) -> Loss:
 
     def checked(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         recorded_R, is_fresh_R = micro.columns["recorded_logprob"], micro.columns["fresh"]
-        wrong = ((logprobs.logprob_R.detach() != recorded_R) & (is_fresh_R > 0)).nonzero().flatten()
+        found_R = logprobs.logprob_R.detach()
+        wrong = ((found_R != recorded_R) & (is_fresh_R > 0)).nonzero().flatten()
         if len(wrong):
             row = int(wrong[0])
             raise ExactnessError(
                 f"{len(wrong)} of {len(recorded_R)} tokens differ; the first: position {int(micro.positions_R[row])} of "
-                f"example {micro.examples[int(micro.sequence_R[row])]}, learner {float(logprobs.logprob_R[row])!r}, sampler "
+                f"example {micro.examples[int(micro.sequence_R[row])]}, learner {float(found_R[row])!r}, sampler "
                 f"{float(recorded_R[row])!r}. The weights that were sampled from are not the learner's, or a kernel depends "
                 "on the batch; exact=False corrects by importance weights instead"
             )

@@ -1,0 +1,206 @@
+"""What costs months elsewhere: weights that never arrive, samples of other weights, verifiers that hang, killed runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockstep.core.errors import DeadlineError, WeightsError
+from lockstep.core.request import WeightsVersion
+from lockstep.core.trajectory import Problem, Score, Trajectory, Verdict
+from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.model import ModelConfig, build
+from lockstep.models.families import build_model
+from lockstep.models.language import LanguageModel
+from lockstep.rl.lm.batch import LearnConfig, make_batch
+from lockstep.rl.lm.collector import Collector
+from lockstep.rl.lm.publish import CopiedWeights, Delivery, Publisher, SharedWeights
+from lockstep.rl.lm.report import rollout_metrics
+from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
+from lockstep.runs.directory import RunDirectory
+from lockstep.runs.jsonl import read_jsonl
+from tests.rl.lm.small import Digits, config, folder, run, untimed
+
+SMALL = ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270, max_context=64)
+
+
+class Sleepy(Digits):
+    """Sleeps for ever over every third answer."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        if problem.index % 3 == 0:
+            time.sleep(3600)
+        return Score.of(float(len(text) % 2))
+
+
+def rollouts(verifier: VerifierPool, task: Digits, limits: RolloutConfig | None = None) -> Rollouts:
+    made = build(SMALL, ["say 1:"], 1, None)
+    limits = limits or RolloutConfig(groups=3, group_size=2, max_tokens=3, memory_mb=8, max_sequences=8)
+    engine = new_engine(made.model, made.tokenizer, limits)
+    Publisher(engine, SharedWeights(made.model)).publish(0)
+    return Rollouts(engine, task, task.problem, verifier, limits, seed=1)
+
+
+def trained(model: LanguageModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
+class Lost(Delivery):
+    """Says that it delivered, and did not: the adapter or weights stayed where they were."""
+
+    def __init__(self, inner: CopiedWeights) -> None:
+        self.inner, self.held = inner, inner.deliver()
+
+    def deliver(self) -> str:
+        return self.held
+
+    def expected(self) -> str:
+        return self.inner.expected()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_weights_that_never_arrived_are_refused(dtype: str) -> None:
+    made = build(SMALL, ["say 1:"], 1, None)
+    twin = build_model(made.config, 0, dtype, trainable=False)
+    engine = new_engine(twin, made.tokenizer, RolloutConfig(memory_mb=8))
+    copied = CopiedWeights(made.model, twin, made.config)
+    publisher = Publisher(engine, copied)
+    first = publisher.publish(0)
+    trained(made.model)
+    second = publisher.publish_next()
+    assert first.digest != second.digest
+    trained(made.model)
+    lost = Publisher(engine, Lost(copied))
+    trained(made.model)
+    with pytest.raises(WeightsError, match="did not arrive"):
+        lost.publish(2)
+
+
+def test_samples_of_other_weights_are_refused() -> None:
+    made = build(SMALL, ["say 1:"], 1, None)
+    engine = new_engine(made.model, made.tokenizer, RolloutConfig(memory_mb=8))
+    publisher = Publisher(engine, SharedWeights(made.model))
+    now = publisher.publish(0)
+    for stamp, message in (
+        (WeightsVersion(0, "another"), "not of this policy"),
+        (WeightsVersion(7, now.digest), "not of this policy"),
+        (None, "not of this policy"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            publisher.check([sampled(stamp)], 0, 0)
+    assert publisher.check([sampled(now)], 0, 0) == 0.0
+    trained(made.model)
+    publisher.publish(1)
+    assert publisher.check([sampled(now)], 1, 1) == 1.0
+    with pytest.raises(WeightsError, match="staleness is 0"):
+        publisher.check([sampled(now)], 1, 0)
+
+
+def sampled(stamp: WeightsVersion | None) -> Trajectory:
+    return Trajectory(
+        problem=0,
+        index=0,
+        tokens=[1, 2],
+        is_sampled=[False, True],
+        logprobs=[0.0, -1.0],
+        sampling_logprobs=[0.0, -1.0],
+        versions=[None, stamp],
+    )
+
+
+def test_a_verifier_that_sleeps_for_ever_is_counted_and_teaches_nothing() -> None:
+    with VerifierPool(VerifierConfig(workers=1, timeout_s=0.5)) as verifier:
+        groups = rollouts(verifier, Sleepy()).collect(range(3))
+        verdicts = [[one.score.verdict for one in group.trajectories if one.score] for group in groups]
+        assert verdicts == [[Verdict.TIMED_OUT] * 2, [Verdict.SCORED] * 2, [Verdict.SCORED] * 2]
+        batch = make_batch(groups, LearnConfig(), RolloutConfig(), 0)
+        assert batch.num_unscored == 2
+        metrics = rollout_metrics(groups, rollouts(verifier, Digits()).stats, verifier)
+        assert metrics["verifier_timed_out"] == 2
+        assert 0.0 <= metrics["reward"] <= 1.0
+
+
+def test_a_sampler_that_stops_answering_is_an_error_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        stuck = rollouts(verifier, Digits())
+        monkeypatch.setattr(stuck, "advance", lambda: time.sleep(0.05))
+        collector = Collector(stuck, 2, 1, 0, timeout_s=0.5)
+        with collector, pytest.raises(DeadlineError, match="2 of 2 groups did not end"):
+            collector.take(0)
+
+
+def test_an_error_of_the_sampler_reaches_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        broken = rollouts(verifier, Digits())
+
+        def advance() -> None:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(broken, "advance", advance)
+        with Collector(broken, 2, 1, 0, timeout_s=5) as collector, pytest.raises(MemoryError, match="no room"):
+            collector.take(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_killed_run_loses_and_repeats_nothing(tmp_path: Path, staleness: int) -> None:
+    """SIGKILL at random moments until it is done. Synchronous: the same curve. Asynchronous: every group once, in order."""
+    wish = config(run__total_steps=12, staleness=staleness)
+    whole = folder(tmp_path / "whole", wish)
+    with whole:
+        run(wish, whole)
+    killed = folder(tmp_path / "killed", wish)
+    killed.finish()
+    rng, kills = random.Random(staleness), 0
+    while True:
+        command = [sys.executable, "-c", RESUME, str(killed.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            try:
+                process.wait(timeout=rng.uniform(0.05, 1.2) if kills < 50 else 300)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                continue
+        assert process.returncode == 0
+        break
+    assert kills >= 3
+    found, expected = (read_jsonl(one.metrics_path) for one in (killed, whole))
+    assert [line["step"] for line in found] == list(range(1, 13))
+    if staleness == 0:
+        assert [untimed(line) for line in found] == [untimed(line) for line in expected]
+    problems = [[line["problem"] for line in read_jsonl(one.samples_path)] for one in (killed, whole)]
+    assert problems[0] == problems[1]
+
+
+RESUME = """
+import sys
+from pathlib import Path
+from lockstep.api import read_config
+from lockstep.runs.directory import RunDirectory
+from tests.rl.lm.small import run
+directory = RunDirectory.open(Path(sys.argv[1]))
+print("ready", flush=True)
+with directory:
+    run(read_config(directory.path), directory, resume=True)
+"""
+
+
+def test_a_run_directory_opens_again(tmp_path: Path) -> None:
+    wish = config(run__total_steps=1)
+    made = folder(tmp_path, wish)
+    made.finish()
+    with RunDirectory.open(made.path) as again:
+        run(wish, again, resume=True)
+    assert len(read_jsonl(made.metrics_path)) == 1
