@@ -29,7 +29,6 @@ from lockstep.rl.lm.advantages import (
 )
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
-from lockstep.rl.lm.reference import Reference
 from lockstep.rl.lm.rollout import Group, RolloutConfig
 
 
@@ -140,14 +139,14 @@ class Update:
         reference: the policy that a KL penalty pulls to.
     """
 
-    def __init__(self, learner: Learner, batch: Batch, config: LearnConfig, reference: Reference | None = None) -> None:
+    def __init__(self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None) -> None:
         self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
         self._learner, self._batch, self._config = learner, batch, config
         self._began = time.perf_counter()
         self._total = 0.0
         self._packed = [micro_batches(part.examples, config.micro_tokens) for part in batch.minibatches]
         if reference is not None and config.loss.kl.coef > 0.0:
-            self._packed = [self._with(micros, "reference_logprob", reference.model) for micros in self._packed]
+            self._packed = [self._with(micros, "reference_logprob", reference) for micros in self._packed]
 
     def prepare(self) -> None:
         """The first step's gradient, and the log-probabilities that later ones are clipped against."""
