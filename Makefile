@@ -17,7 +17,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 
 $(VENV)/.base: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
-	$(PIP) --no-build-isolation -e '.[serve,plot]'
+	$(PIP) --no-build-isolation -e '.[quickstart]'
 	@touch $@
 
 # An editable install builds the kernels of this machine; the tests judge those of every instruction set.

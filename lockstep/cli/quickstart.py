@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lockstep.core.errors import ConfigError, unknown_name
 
 QUICKSTARTS = {
+    "language": ("lockstep.cli.quickstart_language", "train a new language model by GRPO, serve it, ask it a question"),
     "control": ("lockstep.cli.quickstart_control", "train CartPole by PPO, plot, serve and query the policy"),
 }
 DEFAULT = "control"

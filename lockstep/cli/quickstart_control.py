@@ -56,12 +56,12 @@ def main(args: Sequence[str]) -> int:
 
 def serve_once(run: Path) -> Any:
     """Start `lockstep serve` on a free port, send one inference request, stop it; returns the reply's JSON."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "lockstep.cli.main", "serve", str(run), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         base = f"http://127.0.0.1:{port}"
-        _wait_ready(f"{base}/v2/health/ready", process)
+        wait_ready(f"{base}/v2/health/ready", process)
         models = _call(f"{base}/v1/policies")["policies"]
         name = models[0]["name"]
         body = {"inputs": [{"name": "observation", "shape": [1, 4], "datatype": "FP32", "data": OBSERVATION}]}
@@ -75,7 +75,7 @@ def serve_once(run: Path) -> Any:
             process.kill()
 
 
-def _wait_ready(url: str, process: subprocess.Popen[str]) -> None:
+def wait_ready(url: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -98,7 +98,7 @@ def _call(url: str, body: Any = None) -> Any:
         return json.loads(response.read())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -30,8 +30,8 @@ def _recipe(
         start=StartConfig(steps=start, batch=128, learner=warm),
         rollout=RolloutConfig(groups=64, group_size=8, max_tokens=max_tokens),
         verifier=VerifierConfig(workers=0),
-        learn=LearnConfig(),
-        learner=LearnerConfig(optimiser=OptimiserConfig(lr=5e-4)),
+        learn=LearnConfig(minibatches=2),
+        learner=LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=1e-4, muon_lr=1e-3)),
         evaluation=EvaluationConfig(problems=256),
         run=UpdatesConfig(total_steps=updates, eval_every=20),
     )
@@ -39,7 +39,7 @@ def _recipe(
 
 def spell_backward() -> GRPOConfig:
     """Words spelled backward, by GRPO: a new 0.9M-parameter model, two minutes on two cores."""
-    return _recipe("spell_backward", {"max_word_len": 7}, start=60, updates=60, max_tokens=10)
+    return _recipe("spell_backward", {"max_word_len": 7}, start=50, updates=80, max_tokens=10)
 
 
 def chain_sum() -> GRPOConfig:

@@ -31,7 +31,8 @@ def test_control_quickstart_solves_cartpole_and_serves_it(tmp_path: Path) -> Non
 
 def test_every_quickstart_is_listed_and_a_mistyped_one_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in QUICKSTARTS)
+    told = capsys.readouterr().out
+    assert all(name in told for name in QUICKSTARTS)
     assert main(["quickstart", "contorl"]) == 2
     assert "did you mean 'control'?" in capsys.readouterr().err
     assert main(["quickstart", "control", "now"]) == 2

@@ -80,6 +80,11 @@ def _runs(args: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(verbs, args=list(args))
 
 
+def _caffe(args: Sequence[str]) -> Any:
+    name = {"train": "TrainArgs", "test": "TestArgs", "time": "TimeArgs"}[args[0]]
+    return _dataclass("lockstep.cli.caffe", name)(args[1:])
+
+
 def _dataclass(module: str, name: str) -> Callable[[Sequence[str]], Any]:
     return lambda args: tyro.cli(vars(importlib.import_module(module))[name], args=list(args))
 

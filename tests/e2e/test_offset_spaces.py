@@ -53,7 +53,7 @@ def test_trained_saved_loaded_and_served_on_raw_observations(kind: str, tmp_path
         learning_rate=3e-3,
         num_epochs=8,
     )
-    run = lockstep.learn(config, out=tmp_path)
+    run = lockstep.train(config, out=tmp_path)
     assert run.result.evaluation is not None
     assert run.result.evaluation.mean == 1.0
     assert lockstep.evaluate(run.path, episodes=20).mean == 1.0

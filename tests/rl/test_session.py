@@ -25,18 +25,18 @@ def test_a_polite_stop_leaves_a_checkpoint_and_resumes(number: signal.Signals, t
             os.kill(os.getpid(), number)
 
     with pytest.raises(StoppedError, match="--resume"):
-        lockstep.learn("ppo-cartpole", out=tmp_path, on_progress=stop, **TINY)
+        lockstep.train("ppo-cartpole", out=tmp_path, on_progress=stop, **TINY)
     path = next(tmp_path.iterdir())
     assert read_run(path).state == "killed"
     resumed = lockstep.resume(path)
-    whole = lockstep.learn("ppo-cartpole", out=tmp_path / "whole", **TINY)
+    whole = lockstep.train("ppo-cartpole", out=tmp_path / "whole", **TINY)
     assert resumed.policy.digest() == whole.policy.digest()
     assert signal.getsignal(number) is not stop
 
 
 def test_divergence_is_an_error_and_saves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="not finite"):
-        lockstep.learn("ppo-cartpole", out=tmp_path, learning_rate=math.nan, **TINY)
+        lockstep.train("ppo-cartpole", out=tmp_path, learning_rate=math.nan, **TINY)
     assert not list(tmp_path.glob("*/policy"))
     assert not list(tmp_path.glob("*/checkpoints/step_*"))
 
@@ -47,17 +47,17 @@ def test_divergence_is_an_error_and_saves_nothing(tmp_path: Path) -> None:
 )
 def test_a_config_that_cannot_run_leaves_no_directory(change: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(LockstepError):
-        lockstep.learn("ppo-cartpole", out=tmp_path / "runs", **{**TINY, **change})
+        lockstep.train("ppo-cartpole", out=tmp_path / "runs", **{**TINY, **change})
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
 def test_an_unwritable_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
-        lockstep.learn("ppo-cartpole", out="/proc/nowhere", **TINY)
+        lockstep.train("ppo-cartpole", out="/proc/nowhere", **TINY)
 
 
 def test_a_policy_folder_knows_its_environment(tmp_path: Path) -> None:
-    run = lockstep.learn("ppo-cartpole", out=tmp_path, **TINY)
+    run = lockstep.train("ppo-cartpole", out=tmp_path, **TINY)
     assert len(lockstep.evaluate(run.path / "policy", episodes=2).returns) == 2
     with pytest.raises(ConfigError, match="--env"):
         lockstep.evaluate(run.policy, episodes=2)
@@ -66,4 +66,4 @@ def test_a_policy_folder_knows_its_environment(tmp_path: Path) -> None:
 def test_config_object_trains(tmp_path: Path) -> None:
     config = recipe("ppo-cartpole")
     config = replace(config, run=replace(config.run, **TINY))
-    assert lockstep.learn(config, out=tmp_path).result.steps == 2048
+    assert lockstep.train(config, out=tmp_path).result.steps == 2048

@@ -139,7 +139,9 @@ class Update:
         reference: the policy that a KL penalty pulls to.
     """
 
-    def __init__(self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None) -> None:
+    def __init__(
+        self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None
+    ) -> None:
         self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
         self._learner, self._batch, self._config = learner, batch, config
         self._began = time.perf_counter()
