@@ -38,7 +38,9 @@ def main(args: Sequence[str]) -> int:
         )
     report(run)
     result = run.result
-    assert isinstance(result, Result) and result.first is not None and result.last is not None
+    assert isinstance(result, Result)
+    assert result.first is not None
+    assert result.last is not None
     print("\n2. serve it, and ask a held-out problem through the OpenAI client\n")
     task = make_tasks(read_config(run.path).task)[1]
     assert isinstance(task, Task)
