@@ -217,7 +217,7 @@ def test_gradients_match_the_reference(pair: Any, tmp_path: Path) -> None:
     model, text = pair.ours(trainable=True), tokens(4, 19)
     logits = model.logits(model(ForwardBatch.packed([text]), None))
     token_logprobs(logits[:-1], text[1:]).sum().backward()
-    reference = pair.reference
+    reference = pair.reference.requires_grad_()  # other tests share it
     log_probability = torch.log_softmax(reference(text[None]).logits[0, :-1], -1)
     reference.zero_grad()
     log_probability.gather(1, text[1:, None]).sum().backward()
