@@ -158,7 +158,8 @@ class MXNetNetwork(nn.Module):
         for reference in self.symbol.heads:
             if reference not in values:
                 raise InputError(
-                    f"output {reference[1]} of {self.symbol.nodes[reference[0]].name!r} does not exist", field="heads"
+                    f"{self.symbol.path}: output {reference[1]} of {self.symbol.nodes[reference[0]].name!r} does not exist",
+                    field="heads",
                 )
         outputs = tuple(values[reference] for reference in self.symbol.heads)
         return outputs[0] if len(outputs) == 1 else outputs

@@ -157,6 +157,9 @@ def _steps(
 def _step(
     node: Node, attributes: dict[str, Any], wanted: tuple[bool, ...], dead: tuple[str, ...], opsets: Mapping[str, int]
 ) -> Step:
+    if not isinstance(node.op, str):
+        # A damaged file's names can be bytes that are no UTF-8.
+        raise FormatError(f"an operation is called {node.op!r}; expected text")
     domain, _, _ = node.op.rpartition(".")
     if node.op not in OPS and node.op not in CONTROL:
         raise FormatError(unknown_name("operation", node.op, _near(node.op)), op=node.op)
