@@ -1,6 +1,6 @@
 """Fingerprints of tensors: equal bytes, equal digest, in whatever process and on whatever machine.
 
-Each tensor is hashed by SHA-256, for which processors of the last years have instructions (1.5 to 2 GB/s a core), several
+Each tensor is hashed by SHA-256, for which processors of the last years have instructions, several
 tensors at a time on threads: the hash lets go of the interpreter's lock. The digest is the hash of those, in order.
 """
 

@@ -20,8 +20,6 @@ def weights_digest(model: nn.Module, adapter: Adapter | None = None) -> str:
     up, norms and biases in float32; with an adapter, of both together. So a learner with float32 masters that computes in
     bf16 and a server that holds bf16 only agree.
 
-    About a second for each 3 GB on two cores (`core.digest`).
-
     Raises:
         InputError: the model holds no weights yet.
     """

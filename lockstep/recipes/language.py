@@ -38,7 +38,7 @@ def _recipe(
 
 
 def spell_backward() -> GRPOConfig:
-    """Words spelled backward, by GRPO: a new 0.9M-parameter model, two minutes on two cores."""
+    """Words spelled backward, by GRPO: a new 0.9M-parameter model, for minutes on two cores."""
     return _recipe("spell_backward", {"max_word_len": 7}, start=50, updates=80, max_tokens=10)
 
 
