@@ -32,7 +32,7 @@ def test_plain_lines_come_every_two_seconds_and_at_the_end() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 5
     assert lines[0] == "ppo:  22% | 222/1,000 | 111 steps/s | ETA 0:07 | return 22.2 | loss 0.0123"
-    assert lines[-1] == "ppo: 100% | 1,000/1,000 | 111 steps/s | took 0:09 | return 100 | loss 0.0123"
+    assert lines[-1] == "ppo: 100% | 1,000/1,000 | 111.1 steps/s | took 0:09 | return 100 | loss 0.0123"
     assert "\x1b" not in stream.getvalue()
 
 
