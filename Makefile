@@ -32,24 +32,32 @@ quickstart: $(VENV)/.base
 quickstart-control: $(VENV)/.base
 	$(BIN)/lockstep quickstart control
 
+# Two processes, a file of tests to each in turn.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+	@touch $(VENV)/.tested
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --timeout=900
+	$(PYTEST) -m slow --timeout=900
 
 # Apart, for EnvPool brings 700 MB of scenes.
 test-envpool: $(VENV)/.dev
 	$(PIP) --no-build-isolation -e '.[envpool]'
 	$(BIN)/python -m pytest tests/envs/control -k envpool
 
-check: $(VENV)/.dev
+# Fast tests that passed are not run again while no file of the sources, the tests or the documents has changed since.
+SOURCES := $(shell find lockstep csrc tests docs README.md pyproject.toml -type f -not -name '*.pyc' -not -name '*.so')
+
+$(VENV)/.tested: $(SOURCES) | $(VENV)/.dev
+	$(MAKE) test
+
+check: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lockstep
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/contracts
-	$(BIN)/python -m pytest -m "not slow"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

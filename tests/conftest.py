@@ -1,9 +1,15 @@
-"""Counts the random cases that the suites of invariance try, for the summary of a run."""
+"""Counts the random cases that the suites of invariance try, for the summary of a run, over all its processes."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
+
+# Processes side by side share the cores: one thread each, or they wait for one another. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -19,6 +25,16 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
         counts[what] += num
 
     return count
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session.config.workeroutput["tried"] = dict(session.config.stash.get(_TRIED, {}))  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash.setdefault(_TRIED, Counter()).update(node.workeroutput.get("tried", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -15,9 +15,9 @@ import torch
 from lockstep.checkpoint.store import Checkpointer
 from lockstep.core.env import child_environment
 
-NUM_KILLS = 24
+NUM_KILLS = 10
 
-# Forks: importing torch once and killing a forked child 24 times takes a second, 24 imports would take a minute.
+# Forks: importing torch once and killing a forked child ten times takes a second, ten imports would take half a minute.
 SAVER = """
 import os, sys
 from pathlib import Path

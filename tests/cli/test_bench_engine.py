@@ -59,6 +59,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @needs_library
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peer", "kind", "figure"), [("llama.cpp", "q4_0", "prefill"), ("vllm", "bf16", "shared")], ids=["llama", "vllm"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ BANNED_FILES = {"utils.py", "common.py", "helpers.py", "misc.py"}
 EXEMPT: dict[str, str] = {}
 
 
+@cache
 def _definitions(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 

@@ -80,11 +80,6 @@ def _runs(args: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(verbs, args=list(args))
 
 
-def _caffe(args: Sequence[str]) -> Any:
-    name = {"train": "TrainArgs", "test": "TestArgs", "time": "TimeArgs"}[args[0]]
-    return _dataclass("lockstep.cli.caffe", name)(args[1:])
-
-
 def _dataclass(module: str, name: str) -> Callable[[Sequence[str]], Any]:
     return lambda args: tyro.cli(vars(importlib.import_module(module))[name], args=list(args))
 
@@ -157,13 +152,13 @@ def test_wrong_command_lines_are_found(line: str, capsys: pytest.CaptureFixture[
     assert not (isinstance(caught.value, SystemExit) and caught.value.code == 0)
 
 
-SLOW = {"guide.md", "algorithms.md"}
+FAST = {"README.md"}
 WITH_PYTHON = [path for path in DOCUMENTS if any(language == "python" for language, _ in blocks(path))]
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.slow if p.name in SLOW else (), id=p.name) for p in WITH_PYTHON],
+    [pytest.param(p, marks=() if p.name in FAST else pytest.mark.slow, id=p.name) for p in WITH_PYTHON],
 )
 def test_python_blocks_run(path: Path, tmp_path: Path) -> None:
     """In order, in one process. A block that begins with `# NAME.py` is a file of that name."""

@@ -26,6 +26,7 @@ def _run(recipe: str, file: Path, out: Path, **overrides: object) -> object:
     return train(recipe, out=out, network__imported=str(file), run__tensorboard=False, **overrides)
 
 
+@pytest.mark.slow
 def test_ppo_trains_every_weight_of_an_onnx_file_and_the_folder_stands_alone(tmp_path: Path) -> None:
     file = mlp(tmp_path / "policy.onnx", (4, 32, 32, 2), softmax=True)
     before = {name: tensor.clone() for name, tensor in load_network(file).state_dict().items()}
@@ -63,6 +64,7 @@ def test_tuned_weights_go_back_into_the_original_graph(tmp_path: Path) -> None:
     assert np.allclose(value[:, 0], own_value.detach(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dqn_trains_one_and_resumes_without_the_file(tmp_path: Path) -> None:
     file = mlp(tmp_path / "q.onnx", (4, 24, 2))
     run = _run("dqn-cartpole", file, tmp_path, run__total_steps=1536, run__final_episodes=1)

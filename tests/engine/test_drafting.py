@@ -72,7 +72,7 @@ def test_the_drafts_pages_survive_whatever_happens(monkeypatch: pytest.MonkeyPat
     engine = Engine(model, None, tiny(num_pages=24, max_step_tokens=40, max_draft_tokens=5), draft=draft)
     prefixes = [tuple(rng.randrange(VOCAB) for _ in range(60)) for _ in range(3)]
     live: set[str] = set()
-    while engine.counters.num_steps < 2500:
+    while engine.counters.num_steps < 900:
         if rng.random() < 0.2 and engine.num_unfinished < 30:
             prompt = (*rng.choice(prefixes)[: rng.choice((16, 32, 60))], *range(rng.randrange(1, 20)))
             params = SamplingParams(
@@ -105,9 +105,9 @@ def test_the_drafts_pages_survive_whatever_happens(monkeypatch: pytest.MonkeyPat
     assert missed == []
     assert engine.audit() == []
     counters = engine.counters
-    assert counters.num_preemptions > 30
-    assert counters.num_accepted_tokens > 5000
-    assert engine.scheduler.tree.num_evicted > 100
+    assert counters.num_preemptions > 10
+    assert counters.num_accepted_tokens > 1500
+    assert engine.scheduler.tree.num_evicted > 30
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int4"])

@@ -73,6 +73,7 @@ def test_noise_is_the_same_on_every_level(level: int) -> None:
 
 
 @needs_library
+@pytest.mark.slow
 def test_threads_survive_a_fork() -> None:
     code = """
 import os, torch

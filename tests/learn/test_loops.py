@@ -81,13 +81,16 @@ def configs(folder: Path, tmp: Path) -> dict[str, tuple[Any, Callable[[Any, Sess
 
 
 NAMES = ("sft", "reward_model", "distill", "dpo", "ipo", "kto", "orpo", "simpo")
+# Three that share no loss stand for all in the fast suite.
+FAST = ("sft", "kto", "dpo")
+CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
 
 
 def longer(config: Any, steps: int) -> Any:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=steps))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "distill"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.values != ("distill",)])
 def test_it_learns(name: str, model_folder: Path, tmp_path: Path) -> None:
     config, train = configs(model_folder, tmp_path)[name]
     config, sink = longer(config, 40), MemorySink()
@@ -135,7 +138,7 @@ def stopper(session: Session, at: int) -> Callable[..., None]:
     return on_progress
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, model_folder: Path, tmp_path: Path) -> None:
     config, train = configs(model_folder, tmp_path)[name]
     lines = []

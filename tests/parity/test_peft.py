@@ -17,7 +17,12 @@ from lockstep.core.errors import FormatError, InputError
 from lockstep.interop.hf.peft import load_adapter, save_adapter
 from lockstep.models.adapter import LoraConfig, new_adapter
 
-peft = pytest.importorskip("peft")
+
+def peft() -> Any:
+    """The package, imported by the first test that uses it: the other process of the suite never needs its seconds."""
+    return pytest.importorskip("peft")
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 GPT2 = {
@@ -50,7 +55,7 @@ def test_an_adapter_of_peft(kind: str, pair_of: Callable[..., Any], tmp_path: Pa
     name, changes, lora = KINDS[kind]
     found = pair_of(name, **changes)
     torch.manual_seed(1)
-    wrapped = peft.get_peft_model(found.reference, peft.LoraConfig(**lora, task_type="CAUSAL_LM"))
+    wrapped = peft().get_peft_model(found.reference, peft().LoraConfig(**lora, task_type="CAUSAL_LM"))
     try:
         with torch.no_grad():
             for key, parameter in wrapped.named_parameters():
@@ -69,7 +74,7 @@ def test_an_adapter_of_peft(kind: str, pair_of: Callable[..., Any], tmp_path: Pa
     assert difference.abs().max() > 0.1
     # And back, by way of our writer.
     save_adapter(adapter, tmp_path / "ours", base="a/b")
-    back = peft.PeftModel.from_pretrained(found.reference, tmp_path / "ours").eval()
+    back = peft().PeftModel.from_pretrained(found.reference, tmp_path / "ours").eval()
     try:
         torch.testing.assert_close(reference_logits(back), expected)
     finally:

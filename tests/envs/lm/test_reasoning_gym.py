@@ -31,6 +31,7 @@ def test_a_problem_is_a_function_of_configuration_and_index() -> None:
     assert len(questions) >= 38  # other seeds are other streams, not the same one shifted
 
 
+@pytest.mark.slow
 def test_string_hashes_of_a_process_change_no_problem() -> None:
     program = (
         "from lockstep.envs.lm.reasoning_gym import *\n"

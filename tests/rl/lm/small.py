@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.api import override
-from lockstep.core.trajectory import Problem, Score
 from lockstep.envs.lm.make import TaskConfig
-from lockstep.envs.lm.task import Task
 from lockstep.envs.lm.verify import VerifierConfig
 from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig
@@ -28,7 +26,7 @@ from lockstep.runs.sink import MemorySink
 def config(loss: str = "dapo", **changes: Any) -> GRPOConfig:
     """Four updates; partial credit, so that groups differ."""
     made = GRPOConfig(
-        task=TaskConfig(name="tests.rl.lm.small:Digits", partial_credit=True),
+        task=TaskConfig(name="tests.rl.lm.digits:Digits", partial_credit=True),
         model=ModelConfig(width=32, hidden=64, num_layers=2, num_heads=2, vocab_size=280, max_context=96),
         start=StartConfig(steps=3, batch=8, learner=LearnerConfig(optimiser=OptimiserConfig(lr=3e-3))),
         rollout=RolloutConfig(groups=3, group_size=4, max_tokens=5, memory_mb=16, max_sequences=16),
@@ -59,26 +57,3 @@ def untimed(line: dict[str, float]) -> dict[str, float]:
 
 def folder(root: Path, wish: GRPOConfig) -> RunDirectory:
     return RunDirectory.create(root, "tiny", wish, wish.run.seed)
-
-
-class Digits(Task):
-    """Write a digit: the nearer to the one asked for, the better."""
-
-    def __init__(self, split: str = "train", seed: int = 0) -> None:
-        self._first = 0 if split == "train" else 5
-
-    @property
-    def name(self) -> str:
-        return "digits"
-
-    @property
-    def num_problems(self) -> int | None:
-        return None
-
-    def problem(self, index: int) -> Problem:
-        digit = str(self._first + index % 5)
-        return Problem(index=index, prompt=f"say {digit}:", answer=digit)
-
-    def score(self, problem: Problem, text: str) -> Score:
-        digits = [ord(letter) for letter in text]
-        return Score.of(1.0 / (1.0 + min((abs(digit - ord(problem.answer)) for digit in digits), default=99)))

@@ -15,7 +15,7 @@ import torch
 
 from lockstep.core.errors import DeadlineError, WeightsError
 from lockstep.core.request import WeightsVersion
-from lockstep.core.trajectory import Problem, Score, Trajectory, Verdict
+from lockstep.core.trajectory import Trajectory, Verdict
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.learn.model import ModelConfig, build
 from lockstep.models.families import build_model
@@ -27,18 +27,10 @@ from lockstep.rl.lm.report import rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.jsonl import read_jsonl
-from tests.rl.lm.small import Digits, config, folder, run, untimed
+from tests.rl.lm.digits import Digits, Sleepy
+from tests.rl.lm.small import config, folder, run, untimed
 
 SMALL = ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270, max_context=64)
-
-
-class Sleepy(Digits):
-    """Sleeps for ever over every third answer."""
-
-    def score(self, problem: Problem, text: str) -> Score:
-        if problem.index % 3 == 0:
-            time.sleep(3600)
-        return Score.of(float(len(text) % 2))
 
 
 def rollouts(verifier: VerifierPool, task: Digits, limits: RolloutConfig | None = None) -> Rollouts:

@@ -10,7 +10,11 @@ import pytest
 
 from tests.server.language.tiny import LiveServer
 
-anthropic = pytest.importorskip("anthropic")
+
+def anthropic() -> Any:
+    """The package, imported by the first test that uses it: the other process of the suite never needs its seconds."""
+    return pytest.importorskip("anthropic")
+
 
 USER = [{"role": "user", "content": "hello the world"}]
 TOOL = {
@@ -27,7 +31,7 @@ TOOL = {
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[Any]:
-    with anthropic.Anthropic(
+    with anthropic().Anthropic(
         base_url=server.url, api_key="none", _strict_response_validation=True, max_retries=0
     ) as client:
         yield client
@@ -118,9 +122,9 @@ def test_errors(client: Any, http: httpx.Client) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\].type"),
     ):
-        with pytest.raises(anthropic.BadRequestError, match=match):
+        with pytest.raises(anthropic().BadRequestError, match=match):
             client.messages.create(**wishes(**bad))
-    with pytest.raises(anthropic.NotFoundError):
+    with pytest.raises(anthropic().NotFoundError):
         client.messages.create(**wishes(model="other"))
     error = http.post("/v1/messages", content=b"{").json()
     assert error["type"] == "error"

@@ -15,7 +15,11 @@ from lockstep.core.sampling import SamplingParams
 from lockstep.engine.llm import LLM
 from tests.server.language.tiny import LiveServer
 
-openai = pytest.importorskip("openai")
+
+def openai() -> Any:
+    """The package, imported by the first test that uses it: the other process of the suite never needs its seconds."""
+    return pytest.importorskip("openai")
+
 
 USER = [{"role": "user", "content": "hello the world"}]
 WEATHER = {
@@ -37,7 +41,7 @@ CALL_REGEX = r'<tool_call>\{"name": "weather", "arguments": \{"days": 3, "hot": 
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[Any]:
-    with openai.OpenAI(
+    with openai().OpenAI(
         base_url=server.url + "/v1", api_key="none", _strict_response_validation=True, max_retries=0
     ) as client:
         yield client
@@ -47,7 +51,7 @@ def client(server: LiveServer) -> Iterator[Any]:
 def lenient(server: LiveServer) -> Iterator[Any]:
     """For the two replies that the client's own types do not know: a streamed completion's chunks, whose finish_reason
     is null until the last, and embeddings in base64, which it decodes after validation."""
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with openai().OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -59,7 +63,7 @@ def llm(server: LiveServer) -> LLM:
 def test_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "lockstep"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai().NotFoundError):
         client.models.retrieve("other")
 
 
@@ -300,11 +304,11 @@ def test_errors_name_the_field(http: httpx.Client, body: dict[str, Any], param: 
 
 
 def test_the_clients_errors(client: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+    with pytest.raises(openai().BadRequestError, match="top_logprobs"):
         client.chat.completions.create(model="tiny", messages=USER, top_logprobs=3)
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+    with pytest.raises(openai().BadRequestError, match="tool_choice"):
         client.chat.completions.create(model="tiny", messages=USER, tool_choice="required")
-    with pytest.raises(openai.BadRequestError, match="messages"):
+    with pytest.raises(openai().BadRequestError, match="messages"):
         client.chat.completions.create(model="tiny", messages=[])
     for wishes, param in (
         ({"messages": [{"role": "user", "content": "a" * 2000}]}, "messages"),
@@ -324,11 +328,11 @@ def test_the_clients_errors(client: Any) -> None:
             "tools",
         ),
     ):
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai().BadRequestError) as caught:
             client.chat.completions.create(model="tiny", **wishes)
         assert caught.value.param == param
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
-    with pytest.raises(openai.BadRequestError, match="text parts"):
+    with pytest.raises(openai().BadRequestError, match="text parts"):
         client.chat.completions.create(model="tiny", messages=image)
 
 
@@ -342,7 +346,7 @@ def test_embeddings(client: Any, lenient: Any, http: httpx.Client, llm: LLM) -> 
     raw = http.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"}).json()["data"]
     decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in raw]
     assert np.array_equal(np.array(decoded), expected)
-    with pytest.raises(openai.BadRequestError, match="dimensions"):
+    with pytest.raises(openai().BadRequestError, match="dimensions"):
         client.embeddings.create(model="tiny", input="a", dimensions=3)
 
 
@@ -390,7 +394,7 @@ def test_responses(client: Any) -> None:
     ]
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == reply.output_text
     assert events[-1].response.output_text == reply.output_text
-    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+    with pytest.raises(openai().BadRequestError, match="previous_response_id"):
         client.responses.create(**wishes, previous_response_id="resp_1")
 
 

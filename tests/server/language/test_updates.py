@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import openai
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -252,6 +251,8 @@ def test_an_update_in_the_middle_of_a_text(server: LiveServer, http: httpx.Clien
 
 def test_adapters_are_models_of_their_names(server: LiveServer, http: httpx.Client, tmp_path: Path) -> None:
     folder = server.folder.parent / "brief"
+    import openai
+
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="x", _strict_response_validation=True)
     listed = {model.id: model for model in client.models.list()}
     assert set(listed) == {"tiny", "brief"}

@@ -1,0 +1,40 @@
+"""A task that needs no package, and one whose verifier hangs. Light to import: each verifier process does so."""
+
+from __future__ import annotations
+
+import time
+
+from lockstep.core.trajectory import Problem, Score
+from lockstep.envs.lm.task import Task
+
+
+class Digits(Task):
+    """Write a digit: the nearer to the one asked for, the better."""
+
+    def __init__(self, split: str = "train", seed: int = 0) -> None:
+        self._first = 0 if split == "train" else 5
+
+    @property
+    def name(self) -> str:
+        return "digits"
+
+    @property
+    def num_problems(self) -> int | None:
+        return None
+
+    def problem(self, index: int) -> Problem:
+        digit = str(self._first + index % 5)
+        return Problem(index=index, prompt=f"say {digit}:", answer=digit)
+
+    def score(self, problem: Problem, text: str) -> Score:
+        digits = [ord(letter) for letter in text]
+        return Score.of(1.0 / (1.0 + min((abs(digit - ord(problem.answer)) for digit in digits), default=99)))
+
+
+class Sleepy(Digits):
+    """Sleeps for ever over every third answer."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        if problem.index % 3 == 0:
+            time.sleep(3600)
+        return Score.of(float(len(text) % 2))
