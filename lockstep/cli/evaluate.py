@@ -1,4 +1,4 @@
-"""`lockstep eval`: mean return with a confidence interval."""
+"""`lockstep eval`: mean return with a confidence interval; of a language model `evaluate_language`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Annotated
 import tyro
 
 from lockstep.api import evaluate
+from lockstep.cli import evaluate_language
+from lockstep.cli.model_words import names_language_model
 
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Evaluate a run or policy folder on fresh environments."""
+    """Evaluate a run or policy folder on fresh environments; a language model has options of its own: name it before
+    --help."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Run directory or policy folder."""
@@ -33,6 +36,9 @@ class EvalArgs:
 
 
 def main(args: Sequence[str]) -> int:
+    words = [word for word in args if not word.startswith("-")]
+    if words and names_language_model(words[0]):
+        return evaluate_language.main(args)
     wish = tyro.cli(EvalArgs, args=list(args), prog="lockstep eval")
     result = evaluate(
         wish.source, env=wish.env, episodes=wish.episodes, seed=wish.seed, deterministic=not wish.stochastic

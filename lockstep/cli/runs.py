@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lockstep.cli.run_samples import Pick, print_samples
 from lockstep.core.env import runs_root
 from lockstep.core.errors import CheckpointError, ConfigError
 from lockstep.runs.console import curve_text, number_text
-from lockstep.runs.directory import METRICS, RunState
+from lockstep.runs.directory import METRICS, SAMPLES, RunState
 from lockstep.runs.grouping import RunGroup, differing, flatten, group_runs
 from lockstep.runs.jsonl import last_record
 from lockstep.runs.plot import Curve, plot_curves, plot_intervals
 from lockstep.runs.record import DamagedRun, EvalRecord, RunRecord, find_run, list_run_folders, read_run
-from lockstep.runs.stats import Interval, probability_of_improvement, t_interval
+from lockstep.runs.stats import Interval, mean_interval, probability_of_improvement
 
 _STATE_STYLES = {
     RunState.RUNNING: "cyan",
@@ -44,12 +45,21 @@ class ListRuns:
 
 @dataclass(frozen=True)
 class ShowRun:
-    """Show one run: status, versions, config, evaluations, newest metrics and the learning curve."""
+    """Show one run: status, versions, config, evaluations, newest metrics and the learning curve; or its samples."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Path, name, or beginning of a name."""
     root: Path = field(default_factory=runs_root)
     """Folder that holds the runs."""
+    samples: bool = False
+    """What a language model wrote: prompt, text, reward, advantage, largest mismatch of its log-probabilities, the
+    versions of weights that wrote it, tokens (with a + where they were cut off)."""
+    pick: Pick = "newest"
+    """Which samples."""
+    step: int | None = None
+    """Only those of this step."""
+    num: int = 8
+    """How many of them."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,11 @@ def show_run(args: ShowRun) -> int:
     """Print everything a run directory says."""
     run = read_run(find_run(args.root, args.run))
     console = _console()
+    if args.samples:
+        if args.num < 1:
+            raise ConfigError(f"num={args.num}; expected 1 or more")
+        print_samples(run.path / SAMPLES, console, args.pick, args.step, args.num)
+        return 0
     console.print(f"[bold]{escape(run.name)}[/]  {escape(str(run.path))}")
     facts = _table("", "", header=False)
     facts.add_row("status", f"[{_STATE_STYLES[run.state]}]{run.state}[/] {escape(run.status.error)}".rstrip())
@@ -139,8 +154,9 @@ def show_run(args: ShowRun) -> int:
     last = last_record(run.path / METRICS)
     if last:
         _print_pairs(console, "newest metrics", last)
-        if "return" in run.metric_names():
-            console.print(curve_text(*run.series("return")), markup=False, highlight=False)
+        for metric, title in (("return", "episode return"), ("reward", "mean reward")):
+            if metric in run.metric_names():
+                console.print(curve_text(*run.series(metric), title=title), markup=False, highlight=False)
     return 0
 
 
@@ -231,7 +247,7 @@ def _print_evaluations(console: Console, evaluations: list[EvalRecord]) -> None:
 
 def _episode_interval(evaluation: EvalRecord) -> Interval:
     returns = [value for value in evaluation.returns if math.isfinite(value)]
-    return t_interval(returns) if returns else Interval(math.nan, math.nan, math.nan)
+    return mean_interval(returns) if returns else Interval(math.nan, math.nan, math.nan)
 
 
 def _rate(run: RunRecord) -> str:

@@ -15,7 +15,7 @@ from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.learn.session import Result as LanguageResult
 from lockstep.recipes import RECIPES, list_recipes, recipe
 from lockstep.rl.algorithms import is_language
-from lockstep.runs.console import ProgressDisplay, print_curve
+from lockstep.runs.console import Columns, ProgressDisplay, print_curve
 from lockstep.runs.directory import RunState
 from lockstep.runs.record import RunRecord, read_run
 
@@ -26,22 +26,41 @@ USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE
 
 
 COLUMNS = ("return", "length", "eval_return", "steps_per_s", "entropy", "approx_kl", "loss")
-LANGUAGE_COLUMNS = (
-    *(
-        "start",
-        "start_loss",
-        "eval",
-        "reward",
-        "pass_at_k",
-        "length",
-        "old_kl",
-        "entropy",
-        "clip_fraction",
-        "mismatch_max",
-    ),
-    *("rollout_tok_s", "learn_tok_s", "rollout_s", "learn_s", "publish_s", "behind", "loss"),
-    *("nll", "divergence", "margin", "accuracy"),
-)
+LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
+    "supervised": {"start": "start", "start_loss": "start loss"},
+    "answers": {
+        "reward": "reward",
+        "pass_at_k": "pass@k",
+        "length": "length",
+        "eval": "held out",
+        "level": "level",
+    },
+    "policy": {
+        "old_kl": "KL",
+        "reference_kl": "KL to reference",
+        "entropy": "entropy",
+        "clip_fraction": "clipped",
+        "mismatch_max": "mismatch",
+        "behind": "behind",
+    },
+    "loss": {
+        "loss": "loss",
+        "grad_norm": "gradient",
+        "lr": "lr",
+        "nll": "nll",
+        "divergence": "divergence",
+        "margin": "margin",
+        "accuracy": "accuracy",
+    },
+    "speed": {
+        "rollout_tok_s": "rollout tok/s",
+        "rollout_s": "rollout s",
+        "learn_tok_s": "learn tok/s",
+        "learn_s": "learn s",
+        "publish_s": "publish s",
+    },
+}
+"""Rows of the progress display: metrics, and what a person calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +108,7 @@ def main(args: Sequence[str]) -> int:
     return report(run)
 
 
-def columns(config: Any) -> tuple[str, ...]:
+def columns(config: Any) -> Columns:
     """Metrics that the progress display shows."""
     return LANGUAGE_COLUMNS if is_language(config) else COLUMNS
 

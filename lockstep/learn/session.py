@@ -29,6 +29,7 @@ from lockstep.checkpoint.store import Checkpointer
 from lockstep.core.errors import ConfigError, DivergedError, StoppedError
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
+from lockstep.runs.stats import mean_interval
 
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
 
@@ -99,17 +100,11 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the mean over problems: Wilson's (1927) for right-or-wrong scores, else the normal one."""
-        num, mean, z = len(self.values), self.mean, 1.959964
-        if num == 0:
+        """95% interval of the mean over problems, `mean_interval`."""
+        if not self.values:
             return math.nan, math.nan
-        if all(value in (0.0, 1.0) for value in self.values):
-            centre = (mean + z * z / (2 * num)) / (1 + z * z / num)
-            half = z * math.sqrt(mean * (1 - mean) / num + z * z / (4 * num * num)) / (1 + z * z / num)
-            return centre - half, centre + half
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / max(num - 1, 1))
-        half = z * deviation / math.sqrt(num)
-        return mean - half, mean + half
+        found = mean_interval(self.values)
+        return found.low, found.high
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -45,7 +45,10 @@ class RunRecord:
 
     @property
     def env_id(self) -> str:
-        """Environment of the config, from `env.id`, `env` or `env_id`; "" if the config has none."""
+        """Environment of the config, from `env.id`, `env` or `env_id`, or its task's name; "" if the config has none."""
+        task = self.config.get("task")
+        if isinstance(task, dict):
+            return str(task.get("name", ""))
         env = self.config.get("env", self.config.get("env_id", ""))
         return str(env.get("id", "")) if isinstance(env, dict) else str(env)
 

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class Interval:
     '475.2 [460.0, 490.5]'
     >>> str(Interval(475.25, math.nan, math.nan))
     '475.2 [-]'
+    >>> str(Interval(0.4375, 0.25, 0.5))
+    '0.438 [0.250, 0.500]'
     """
 
     estimate: float
@@ -36,8 +39,9 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        bounds = f"{self.low:.1f}, {self.high:.1f}" if math.isfinite(self.low) else "-"
-        return f"{self.estimate:.1f} [{bounds}]"
+        digits = 3 if abs(self.estimate) <= 1.0 else 1
+        bounds = f"{self.low:.{digits}f}, {self.high:.{digits}f}" if math.isfinite(self.low) else "-"
+        return f"{self.estimate:.{digits}f} [{bounds}]"
 
 
 def sample_std(values: Sequence[float] | np.ndarray) -> float:
@@ -62,6 +66,25 @@ def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> 
         return Interval(mean, math.nan, math.nan)
     half = t_quantile(0.5 + level / 2, array.size - 1) * sample_std(array) / math.sqrt(array.size)
     return Interval(mean, mean - half, mean + half)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
+    """Mean with its interval: Wilson's (1927, eq. 5) where every value is 0 or 1, else Student's.
+
+    >>> str(mean_interval([1.0, 0.0, 1.0, 1.0]))
+    '0.750 [0.301, 0.954]'
+
+    Raises:
+        InputError: no value, or one that is not finite.
+    """
+    array = _finite(values)
+    if not bool(((array == 0.0) | (array == 1.0)).all()):
+        return t_interval(array, level=level)
+    num, mean = array.size, float(array.mean())
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    centre = (mean + z * z / (2 * num)) / (1 + z * z / num)
+    half = z * math.sqrt(mean * (1 - mean) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+    return Interval(mean, centre - half, centre + half)
 
 
 def bootstrap_interval(

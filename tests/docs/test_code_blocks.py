@@ -84,6 +84,11 @@ def _dataclass(module: str, name: str) -> Callable[[Sequence[str]], Any]:
     return lambda args: tyro.cli(vars(importlib.import_module(module))[name], args=list(args))
 
 
+def _eval(args: Sequence[str]) -> Any:
+    module, name = ("evaluate_language", "LanguageEvalArgs") if "grpo" in args[0] else ("evaluate", "EvalArgs")
+    return _dataclass(f"lockstep.cli.{module}", name)(args)
+
+
 def _serve(args: Sequence[str]) -> Any:
     is_language = any(names_language_model(argument) for argument in args)
     module, name = ("serve_language", "ServeLanguageArgs") if is_language else ("serve", "ServeArgs")
@@ -100,7 +105,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "bench": _bench,
     "runs": _runs,
-    "eval": _dataclass("lockstep.cli.evaluate", "EvalArgs"),
+    "eval": _eval,
     "play": _dataclass("lockstep.cli.play", "PlayArgs"),
     "serve": _serve,
     "chat": _dataclass("lockstep.cli.chat", "ChatArgs"),

@@ -7,7 +7,7 @@ has no gradient (a group whose rewards are all equal, where nothing else pulls) 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,6 +30,9 @@ from lockstep.rl.lm.advantages import (
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
 from lockstep.rl.lm.rollout import Group, RolloutConfig
+
+SampleKey = tuple[int, int]
+"""(number of the group, index of the sample in it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,8 @@ class Minibatch:
     """The examples of one optimiser step, and what its loss divides by."""
 
     examples: tuple[Example, ...]
+    samples: tuple[SampleKey, ...]
+    """Of each example, which sample it is."""
     counts: Counts
 
 
@@ -86,6 +91,8 @@ class Batch:
     truncation: Truncation | None
     num_unscored: int
     """Samples whose verifier failed: they teach nothing."""
+    advantages: Mapping[SampleKey, float]
+    """Of the scored samples; none where a value head makes them, token by token."""
 
     @property
     def num_tokens(self) -> int:
@@ -103,7 +110,7 @@ def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutCon
     advantages = _advantages(rows, config, rollout)
     all_fresh = all(_is_fresh(one, version) for _, one in rows)
     place_of = {group.number: place for place, group in enumerate(groups)}
-    examples: list[list[Example]] = [[] for _ in range(config.minibatches)]
+    examples: list[list[tuple[SampleKey, Example]]] = [[] for _ in range(config.minibatches)]
     counted: list[list[Example]] = [[] for _ in range(config.minibatches)]
     for (group, one), advantage in zip(rows, advantages, strict=True):
         part = place_of[group.number] % config.minibatches
@@ -116,18 +123,21 @@ def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutCon
         if not (silent and config.drop_uniform):
             counted[part].append(example)
         if not silent or config.pulls_everywhere:
-            examples[part].append(example)
-    parts = [
-        Minibatch(examples=tuple(kept), counts=Counts.of(all_of))
-        for kept, all_of in zip(examples, counted, strict=True)
-        if kept
-    ]
+            examples[part].append(((group.number, one.index), example))
+    parts = []
+    for kept, all_of in zip(examples, counted, strict=True):
+        if kept:
+            keys, chosen = zip(*kept, strict=True)
+            parts.append(Minibatch(examples=chosen, samples=keys, counts=Counts.of(all_of)))
     total = sum(len(group.trajectories) for group in groups)
     return Batch(
         minibatches=tuple(parts),
         temperature=rollout.temperature,
         truncation=rollout.truncation,
         num_unscored=total - len(rows),
+        advantages={}
+        if config.loss.advantage == "gae"
+        else {(group.number, one.index): value for (group, one), value in zip(rows, advantages, strict=True)},
     )
 
 
@@ -143,6 +153,8 @@ class Update:
         self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None
     ) -> None:
         self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
+        self.mismatch: dict[SampleKey, float] = {}
+        """Largest difference of a sample's log-probabilities, the learner's of its version beside the sampler's."""
         self._learner, self._batch, self._config = learner, batch, config
         self._began = time.perf_counter()
         self._total = 0.0
@@ -158,7 +170,7 @@ class Update:
             self._packed = [self._with(micros, "old_logprob", self._learner.model) for micros in self._packed]
         if self._config.loss.advantage == "gae":
             self._packed = self._valued(self._packed)
-        self._accumulate(0, exact=self._config.exact)
+        self._accumulate(0, exact=self._config.exact, measure=True)
 
     def finish(self) -> None:
         """All optimiser steps. Metrics are of the first one, but for the clip fraction and the KL of the last."""
@@ -168,15 +180,17 @@ class Update:
         for epoch in range(self._config.epochs):
             for place in range(len(self._packed)):
                 if epoch or place:
-                    last = self._accumulate(place, exact=False)
+                    last = self._accumulate(place, exact=False, measure=epoch == 0)
                     self.metrics |= self._learner.apply(self._total)
                     self.metrics |= {name: last[name] for name in ("clip_fraction", "old_kl", "ratio_max")}
         seconds = time.perf_counter() - self._began
         self.metrics |= {"learn_s": seconds, "learn_tok_s": self._batch.num_tokens * self._config.epochs / seconds}
 
-    def _accumulate(self, place: int, *, exact: bool) -> dict[str, float]:
-        counts, head = self._batch.minibatches[place].counts, self._learner.heads.get("value")
-        loss = policy_loss(self._config.loss, counts, value_head=head)
+    def _accumulate(self, place: int, *, exact: bool, measure: bool) -> dict[str, float]:
+        part, head = self._batch.minibatches[place], self._learner.heads.get("value")
+        loss = policy_loss(self._config.loss, part.counts, value_head=head)
+        if measure:
+            loss = measured(loss, part.samples, self.mismatch)
         self._total, metrics = self._learner.accumulate(
             self._packed[place],
             exactly(loss) if exact else loss,
@@ -241,6 +255,20 @@ def exactly(loss: Loss) -> Loss:
         return loss(logprobs, micro)
 
     return checked
+
+
+def measured(loss: Loss, samples: Sequence[SampleKey], mismatch: dict[SampleKey, float]) -> Loss:
+    """The loss, which notes how far the learner's log-probabilities of each sample are from the sampler's at most."""
+
+    def noted(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        old_R = micro.columns.get("old_logprob", logprobs.logprob_R.detach())
+        gap_R = (old_R - micro.columns["sampling_logprob"]).abs()
+        largest_S = gap_R.new_zeros(micro.num_sequences).scatter_reduce(0, micro.sequence_R, gap_R, "amax")
+        for place, value in zip(micro.examples, largest_S.tolist(), strict=True):
+            mismatch[samples[place]] = value
+        return loss(logprobs, micro)
+
+    return noted
 
 
 def _advantages(rows: Sequence[tuple[Group, Trajectory]], config: LearnConfig, rollout: RolloutConfig) -> list[float]:

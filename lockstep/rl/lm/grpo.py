@@ -92,12 +92,12 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 update = Update(learner, batch, config.learn, reference)
                 update.prepare()
                 collector.published(session.step + 1, [update.finish, publisher.publish_next])
-                session.log_samples(readable(groups[0]))
                 session.advance(
                     rollout_metrics(groups, stats, verifier)
                     | update.metrics
                     | {"behind": behind, "publish_s": publisher.seconds}
                 )
+                session.log_samples(readable(groups[0], batch.advantages, update.mismatch))
                 if session.evaluation_due:
                     session.record(evaluate(model, tokenizer, held_out, verifier, config.rollout, config.evaluation)[0])
                 session.checkpoint()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockstep.core.trajectory import Verdict
 from lockstep.envs.lm.verify import VerifierPool
+from lockstep.rl.lm.batch import SampleKey
 from lockstep.rl.lm.problems import text_of
 from lockstep.rl.lm.rollout import Group, RolloutStats
 
@@ -34,16 +35,26 @@ def rollout_metrics(groups: Sequence[Group], stats: RolloutStats, verifier: Veri
     }
 
 
-def readable(group: Group) -> list[dict[str, Any]]:
-    """A group as plain values for samples.jsonl."""
+def readable(
+    group: Group, advantages: Mapping[SampleKey, float], mismatch: Mapping[SampleKey, float]
+) -> list[dict[str, Any]]:
+    """A group as plain values for samples.jsonl.
+
+    Args:
+        advantages, mismatch: by sample; null where there is none, as for a sample that had no gradient.
+    """
     return [
         {
+            "group": group.number,
             "problem": one.problem,
             "sample": one.index,
             "prompt": text_of(group.problem),
             "answer": group.problem.answer,
             "text": one.text,
             "reward": None if one.score is None else one.score.value,
+            "advantage": advantages.get((group.number, one.index)),
+            "mismatch": mismatch.get((group.number, one.index)),
+            "versions": sorted({stamp.version for stamp in one.versions if stamp is not None}),
             "verdict": None if one.score is None else one.score.verdict.value,
             "detail": "" if one.score is None else one.score.detail,
             "tokens": one.num_sampled,
