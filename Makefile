@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart quickstart-control test test-slow test-envpool check format clean
+.PHONY: quickstart quickstart-control test test-slow test-envpool test-edge check format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,17 @@ test-envpool: $(VENV)/.dev
 	$(PIP) --no-build-isolation -e '.[envpool]'
 	$(BIN)/python -m pytest tests/envs/control -k envpool
 
+# Apart, for the converters to LiteRT and ExecuTorch pin other versions than ours: an environment for each.
+.venv-%/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 numpy
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt $(if $(filter litert,$*),litert-torch ai-edge-litert,executorch)
+	@touch $@
+
+test-edge: $(VENV)/.dev .venv-litert/.installed .venv-executorch/.installed
+	LOCKSTEP_LITERT_PYTHON=$(CURDIR)/.venv-litert/bin/python LOCKSTEP_EXECUTORCH_PYTHON=$(CURDIR)/.venv-executorch/bin/python \
+	  $(BIN)/python -m pytest tests/interop/export --timeout=900
+
 # Fast tests that passed are not run again while no file of the sources, the tests or the documents has changed since.
 SOURCES := $(shell find lockstep csrc tests docs README.md pyproject.toml -type f -not -name '*.pyc' -not -name '*.so')
 
@@ -64,4 +75,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info lockstep/kernels/_native/*.so
+	rm -rf $(VENV) .venv-litert .venv-executorch build dist *.egg-info lockstep/kernels/_native/*.so

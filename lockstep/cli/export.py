@@ -12,7 +12,15 @@ import tyro
 from lockstep.api import load
 from lockstep.core.errors import ConfigError, unknown_name
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+TARGETS = {
+    "onnx": (".onnx", "in ONNX Runtime"),
+    "ort": (".ort", "in ONNX Runtime"),
+    "torch": (".pt2", "loaded by torch.export.load"),
+    "openvino": (".xml", "in OpenVINO"),
+    "tflite": (".tflite", "in LiteRT, row by row"),
+    "pte": (".pte", "in ExecuTorch, row by row"),
+}
+"""Suffix of the file, and where it is compared with the policy."""
 
 
 @dataclass(frozen=True)
@@ -22,34 +30,41 @@ class ExportArgs:
     source: Annotated[Path, tyro.conf.Positional]
     """Run directory or policy folder."""
     to: str = "onnx"
-    """onnx, or torch for a torch.export program (.pt2)."""
+    """onnx; ort (ONNX Runtime's own format); torch for a torch.export program (.pt2); openvino (.xml and .bin); tflite for
+    LiteRT and pte for ExecuTorch, both for one row at a time."""
     out: Path | None = None
-    """File to write (default: policy.onnx or policy.pt2 in the source)."""
+    """File to write (default: policy.onnx, policy.pt2, ... in the source)."""
     portable: bool = False
     """With --to torch: only operators of PyTorch, which needs no Lockstep to load and is equal within rounding.
-    ONNX files always are."""
+    The other files always are."""
     distribution: bool = False
     """Also yield the parameters of the action distribution, to sample from it elsewhere."""
 
 
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ExportArgs, args=list(args), prog="lockstep export")
-    if wish.to not in SUFFIXES:
-        raise ConfigError(unknown_name("export format", wish.to, SUFFIXES))
-    if wish.portable and wish.to == "onnx":
-        raise ConfigError("--portable belongs to --to torch; ONNX files are always portable")
+    if wish.to not in TARGETS:
+        raise ConfigError(unknown_name("export format", wish.to, TARGETS))
+    if wish.portable and wish.to != "torch":
+        raise ConfigError("--portable belongs to --to torch; the other files are always portable")
     policy = load(wish.source)
-    out = wish.out or wish.source / f"policy{SUFFIXES[wish.to]}"
+    suffix, against = TARGETS[wish.to]
+    out = wish.out or wish.source / f"policy{suffix}"
     # Imported here so that --help and a mistyped flag do not wait for the exporters.
-    from lockstep.interop import export_onnx, export_torch, load_exported
+    from lockstep import interop
 
-    if wish.to == "onnx":
-        deviations = export_onnx(policy, out, distribution=wish.distribution)
-        against = "in ONNX Runtime"
+    if wish.to == "torch":
+        deviations = interop.export_torch(policy, out, portable=wish.portable, distribution=wish.distribution)
     else:
-        deviations = export_torch(policy, out, portable=wish.portable, distribution=wish.distribution)
-        against = "loaded by torch.export.load"
-    exported = load_exported(out)
+        export = {
+            "onnx": interop.export_onnx,
+            "ort": interop.export_ort,
+            "openvino": interop.export_openvino,
+            "tflite": interop.export_litert,
+            "pte": interop.export_executorch,
+        }[wish.to]
+        deviations = export(policy, out, distribution=wish.distribution)
+    exported = interop.load_exported(out)
     print(f"wrote {out}: version {policy.version}, digest {policy.digest()[:12]}")
     print(f"inputs   {', '.join(f'{p.name} {p.dtype} {[-1, *p.shape]}' for p in exported.inputs)}")
     print(f"outputs  {', '.join(exported.outputs)}")

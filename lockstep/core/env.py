@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -22,6 +23,11 @@ def model_store() -> Path:
 def debug_naive() -> bool:
     """True if `LOCKSTEP_DEBUG_NAIVE=1`: every op takes its naive implementation, to tell a kernel bug from a model bug."""
     return os.environ.get("LOCKSTEP_DEBUG_NAIVE", "") == "1"
+
+
+def converter_python(name: str) -> Path:
+    """Interpreter that has a converter installed: `LOCKSTEP_NAME_PYTHON`, e.g. `LOCKSTEP_LITERT_PYTHON`, else our own."""
+    return Path(os.environ.get(f"LOCKSTEP_{name.upper()}_PYTHON") or sys.executable)
 
 
 def child_environment(**extra: str) -> dict[str, str]:

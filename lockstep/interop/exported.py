@@ -62,15 +62,22 @@ class ExportedPolicy:
 
 
 def load_exported(path: Path | str) -> ExportedPolicy:
-    """Read a file that `export_onnx` or `export_torch` wrote.
+    """Read a file that one of the exporters wrote.
 
     Raises:
         CheckpointError: missing, damaged, or not written by Lockstep.
-        ConfigError: neither `.onnx` nor `.pt2`.
-        MissingExtraError: ONNX Runtime is not installed.
+        ConfigError: a name that ends in none of the suffixes we write.
+        MissingExtraError: the file's runtime is not installed.
     """
     path = Path(path)
-    readers = {".onnx": _open_onnx, ".pt2": _open_torch}
+    readers = {
+        ".onnx": _open_onnx,
+        ".ort": _open_onnx,
+        ".pt2": _open_torch,
+        ".xml": _open_openvino,
+        ".tflite": _open_edge,
+        ".pte": _open_edge,
+    }
     if path.suffix not in readers:
         raise ConfigError(f"{path} ends in {path.suffix!r}; expected {' or '.join(readers)}")
     if not path.is_file():
@@ -103,14 +110,46 @@ def onnx_session(path: Path) -> Any:
         CheckpointError: the file cannot be read.
     """
     runtime = require("onnxruntime", extra="onnx")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(str(path), onnx_options(), providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime's errors have no public base class.
         raise CheckpointError(f"{path} cannot be read by ONNX Runtime: {error}") from error
+
+
+def onnx_options() -> Any:
+    """Options of a quiet session on one thread."""
+    options = require("onnxruntime", extra="onnx").SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def _open_openvino(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:
+    openvino = require("openvino", extra="openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    try:
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        text = model.get_rt_info(METADATA_KEY).astype(str) if model.has_rt_info(METADATA_KEY) else ""
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be read by OpenVINO: {error}") from error
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(inputs: Arrays) -> Arrays:
+        results = compiled(inputs)
+        return {name: np.array(results[name]) for name in names}
+
+    return text, run
+
+
+def _open_edge(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:
+    # Imported here: that module writes such files too, and reads them back with `load_exported`.
+    from lockstep.interop.export.edge import EXECUTORCH, LITERT, EdgeProcess
+
+    process = EdgeProcess(LITERT if path.suffix == LITERT.suffix else EXECUTORCH, path)
+    return process.text, process
 
 
 def _open_torch(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:

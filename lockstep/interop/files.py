@@ -10,8 +10,13 @@ from lockstep.core.errors import ConfigError
 
 
 @contextlib.contextmanager
-def replaced_when_checked(path: Path, suffix: str) -> Iterator[Path]:
+def replaced_when_checked(path: Path, suffix: str, *, companion: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it at the end, or delete it if the body raises.
+
+    Args:
+        path: where the file is to be.
+        suffix: that it must have.
+        companion: suffix of a second file that belongs to it and shares its fate (empty: none).
 
     Raises:
         ConfigError: the name lacks the suffix, or the folder cannot be written.
@@ -26,8 +31,12 @@ def replaced_when_checked(path: Path, suffix: str) -> Iterator[Path]:
         raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
     try:
         yield temporary
+        if companion:
+            temporary.with_suffix(companion).replace(path.with_suffix(companion))
         temporary.replace(path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
     finally:
         temporary.unlink(missing_ok=True)
+        if companion:
+            temporary.with_suffix(companion).unlink(missing_ok=True)

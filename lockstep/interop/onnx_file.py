@@ -32,13 +32,23 @@ def export_onnx(policy: Policy, path: Path | str, *, distribution: bool = False)
         ConfigError: the path cannot be written.
         MissingExtraError: onnx, onnxscript or onnxruntime are not installed.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module, extra="onnx")
-    program = PolicyProgram(policy, exactness="portable", distribution=distribution)
+    require("onnxruntime", extra="onnx")
     with one_thread(), replaced_when_checked(Path(path), ".onnx") as temporary:
-        _write(program, program.metadata(policy, "onnx"), temporary)
+        write_onnx(policy, temporary, distribution=distribution)
         exported = load_exported(temporary)
         return compare(policy, exported, tolerance=tolerance_of(policy))
+
+
+def write_onnx(policy: Policy, path: Path, *, distribution: bool) -> None:
+    """Write the file without comparing it: what other formats are made from.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript are not installed.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="onnx")
+    program = PolicyProgram(policy, exactness="portable", distribution=distribution)
+    _write(program, program.metadata(policy, "onnx"), path)
 
 
 def _write(program: PolicyProgram, metadata: str, path: Path) -> None:
