@@ -160,7 +160,7 @@ def test_a_killed_run_loses_and_repeats_nothing(tmp_path: Path, staleness: int) 
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             try:
-                process.wait(timeout=rng.uniform(0.05, 1.2) if kills < 20 else 300)
+                process.wait(timeout=rng.uniform(0.05, 1.2) if kills < 8 else 300)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
