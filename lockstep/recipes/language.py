@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from lockstep.envs.lm.make import TaskConfig
 from lockstep.envs.lm.verify import VerifierConfig
+from lockstep.learn.adapter import AdapterConfig
 from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig
 from lockstep.learn.optimiser import OptimiserConfig, ScheduleConfig
 from lockstep.learn.session import UpdatesConfig
-from lockstep.rl.lm.algorithms import ALGORITHMS
+from lockstep.rl.lm.algorithms import ALGORITHMS, CorrectionConfig
 from lockstep.rl.lm.batch import LearnConfig
 from lockstep.rl.lm.evaluate import EvaluationConfig
 from lockstep.rl.lm.grpo import GRPOConfig
@@ -114,3 +115,19 @@ def maxrl_spell_backward() -> GRPOConfig:
 def pass_at_k_spell_backward() -> GRPOConfig:
     """Words spelled backward, by the gradient of pass@4."""
     return _by("pass_at_k")
+
+
+def lora_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by a low-rank adapter beside the frozen model; its optimiser is AdamW."""
+    return replace(
+        spell_backward(),
+        adapter=AdapterConfig(rank=16, alpha=32.0),
+        learner=LearnerConfig(optimiser=OptimiserConfig(lr=3e-4)),
+    )
+
+
+def int8_spell_backward() -> GRPOConfig:
+    """Words spelled backward, sampled from int8 copies of the weights, with truncated importance weights."""
+    base = spell_backward()
+    loss = replace(base.learn.loss, correction=CorrectionConfig(kind="truncate"))
+    return replace(base, rollout=replace(base.rollout, dtype="int8"), learn=replace(base.learn, loss=loss, exact=False))

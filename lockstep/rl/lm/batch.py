@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, ExactnessError
 from lockstep.core.trajectory import Trajectory
+from lockstep.layers.low_rank import Adapter
 from lockstep.learn.learner import Learner, Loss, Metrics
 from lockstep.learn.logprobs import Logprobs, Truncation, forward_logprobs
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
@@ -146,7 +147,7 @@ class Update:
 
     Args:
         learner: with the head "value" where the advantage is gae.
-        reference: the policy that a KL penalty pulls to.
+        reference: the policy that a KL penalty pulls to: a model, without the learner's adapter.
     """
 
     def __init__(
@@ -160,14 +161,15 @@ class Update:
         self._total = 0.0
         self._packed = [micro_batches(part.examples, config.micro_tokens) for part in batch.minibatches]
         if reference is not None and config.loss.kl.coef > 0.0:
-            self._packed = [self._with(micros, "reference_logprob", reference) for micros in self._packed]
+            self._packed = [self._with(micros, "reference_logprob", reference, None) for micros in self._packed]
 
     def prepare(self) -> None:
         """The first step's gradient, and the log-probabilities that later ones are clipped against."""
         if not self._packed:
             return
         if self._config.num_steps > 1 and "old_logprob" not in self._packed[0][0].columns:
-            self._packed = [self._with(micros, "old_logprob", self._learner.model) for micros in self._packed]
+            model, adapter = self._learner.model, self._learner.adapter
+            self._packed = [self._with(micros, "old_logprob", model, adapter) for micros in self._packed]
         if self._config.loss.advantage == "gae":
             self._packed = self._valued(self._packed)
         self._accumulate(0, exact=self._config.exact, measure=True)
@@ -201,8 +203,11 @@ class Update:
         self.metrics = metrics | self.metrics
         return metrics
 
-    def _with(self, micros: list[MicroBatch], column: str, model: LanguageModel) -> list[MicroBatch]:
-        found = forward_logprobs(model, micros, temperature=self._batch.temperature, truncation=self._batch.truncation)
+    def _with(
+        self, micros: list[MicroBatch], column: str, model: LanguageModel, adapter: Adapter | None
+    ) -> list[MicroBatch]:
+        heat, truncation = self._batch.temperature, self._batch.truncation
+        found = forward_logprobs(model, micros, temperature=heat, truncation=truncation, adapter=adapter)
         return [
             replace(micro, columns={**micro.columns, column: logprob_R})
             for micro, logprob_R in zip(micros, found, strict=True)
@@ -212,10 +217,12 @@ class Update:
     def _valued(self, packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
         """Token advantages from the value head, whitened over the batch; each sample's score comes at its last token."""
         config, model, head = self._config.loss, self._learner.model, self._learner.heads["value"]
+        adapter = self._learner.adapter
         made = []
         for micros in packed:
             for micro in micros:
-                value_R = head(model(micro.batch, None).index_select(0, micro.rows_R))
+                batch = micro.batch if adapter is None else micro.batch.with_adapter(adapter)
+                value_R = head(model(batch, None).index_select(0, micro.rows_R))
                 score_S = micro.sequence_sum(micro.columns["advantage"]) / micro.sequence_rows().clamp(min=1.0)
                 advantage_R, return_R = token_gae(
                     token_rewards(score_S, micro.sequence_R),

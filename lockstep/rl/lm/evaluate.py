@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lockstep.envs.lm.verify import VerifierPool
+from lockstep.layers.low_rank import Adapter
 from lockstep.learn.session import Scores
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import AnyTask, first_problems
@@ -31,6 +32,7 @@ def evaluate(
     verifier: VerifierPool,
     rollout: RolloutConfig,
     config: EvaluationConfig,
+    adapter: Adapter | None = None,
 ) -> tuple[Scores, list[Group]]:
     """Scores of the first held-out problems, by an engine of its own on the weights as they are.
 
@@ -39,6 +41,7 @@ def evaluate(
     Args:
         task: the held-out half.
         rollout: limits of tokens and turns.
+        adapter: that answers go through.
 
     Returns:
         (a score a problem, what the model wrote).
@@ -46,7 +49,7 @@ def evaluate(
     problems = first_problems(task, config.problems)
     limits = replace(rollout, group_size=config.samples, temperature=config.temperature, top_p=1.0, top_k=0, min_p=0.0)
     rollouts = Rollouts(
-        new_engine(model, tokenizer, limits), task, lambda number: problems[number], verifier, limits, seed=0
+        new_engine(model, tokenizer, limits, adapter), task, lambda number: problems[number], verifier, limits, seed=0
     )
     groups = rollouts.collect(range(len(problems)))
     values, failures = [], 0

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 from lockstep import kernels
+from lockstep.core.errors import ConfigError
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.adapter import AdapterConfig, write_adapted
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import Learner, LearnerConfig
 from lockstep.learn.model import ModelConfig, build
@@ -22,9 +25,9 @@ from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
 from lockstep.rl.lm.problems import ProblemSource, reading
-from lockstep.rl.lm.publish import Publisher, SharedWeights
 from lockstep.rl.lm.report import readable, rollout_metrics
-from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
+from lockstep.rl.lm.rollout import RolloutConfig, Rollouts
+from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
 
 TOKENIZER_PROBLEMS = 2000
@@ -39,6 +42,8 @@ class GRPOConfig:
     """What it learns to do."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapter that is trained in its stead."""
     start: StartConfig = field(default_factory=StartConfig)
     """Supervised start."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -56,9 +61,29 @@ class GRPOConfig:
     staleness: int = 0
     """Versions that a token may be behind the learner when it is learned from; 0: synchronous, exactly on-policy."""
 
+    def check(self) -> None:
+        """Refuse samples of other numbers where nothing would correct them.
+
+        Raises:
+            ConfigError: names both settings.
+        """
+        if self.rollout.dtype == "learner":
+            return
+        wish = f"rollout.dtype={self.rollout.dtype!r} samples from other numbers than the learner's"
+        if self.learn.exact:
+            raise ConfigError(
+                f"{wish}, which learn.exact=True forbids; set it to False, with learn.loss.correction.kind='truncate'"
+            )
+        if self.learn.loss.correction.kind == "none":
+            raise ConfigError(
+                f"{wish} and learn.loss.correction.kind is 'none'; use 'truncate' or 'mask', which weigh each token by "
+                "the ratio of the two"
+            )
+
 
 def train(config: GRPOConfig, session: Session) -> Result:
     """Roll out, score, turn scores into advantages, take gradient steps, publish the weights; repeat."""
+    config.check()
     if config.run.threads:
         kernels.set_num_threads(config.run.threads)
     folder = session.directory.path / "tokenizer" if session.directory else None
@@ -71,18 +96,23 @@ def train(config: GRPOConfig, session: Session) -> Result:
         supervised_start(model, tokenizer, source, config.start, session.note)
     loss = config.learn.loss
     heads = {"value": ScalarHead(model.facts.width)} if loss.advantage == "gae" else {}
-    learner = Learner(model, config.learner, heads=heads)
-    # What a KL penalty pulls to: the model as reinforcement found it, and as every resumed process must find it again.
-    reference = copy.deepcopy(model).requires_grad_(False) if loss.kl.coef > 0.0 else None
-    engine = new_engine(model, tokenizer, config.rollout)
-    publisher = Publisher(engine, SharedWeights(model))
+    adapter = config.adapter.build(model, session.seed)
+    learner = Learner(model, config.learner, adapter=adapter, heads=heads)
+    # What a KL penalty pulls to: the model as reinforcement found it, and as every resumed process must find it again. Of an
+    # adapter that is the model itself.
+    reference = None
+    if loss.kl.coef > 0.0:
+        reference = model if adapter is not None else copy.deepcopy(model).requires_grad_(False)
+    frozen = model if adapter is not None else reference
+    engine, publisher = new_sampler(made, config.rollout, adapter)
     with VerifierPool(config.verifier) as verifier:
         rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
-        session.begin({"learner": learner} | ({"reference": reference} if reference is not None else {}))
+        session.begin({"learner": learner} | ({"frozen": frozen} if frozen is not None else {}))
         publisher.publish(session.step)
         first_digest = publisher.current.digest
+        ask = partial(evaluate, model, tokenizer, held_out, verifier, config.rollout, config.evaluation, adapter)
         if session.evaluation_due:
-            session.record(evaluate(model, tokenizer, held_out, verifier, config.rollout, config.evaluation)[0])
+            session.record(ask()[0])
         session.checkpoint()
         with Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector:
             while session.running:
@@ -99,7 +129,9 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 )
                 session.log_samples(readable(groups[0], batch.advantages, update.mismatch))
                 if session.evaluation_due:
-                    session.record(evaluate(model, tokenizer, held_out, verifier, config.rollout, config.evaluation)[0])
+                    session.record(ask()[0])
                 session.checkpoint()
     digests = {"first": first_digest, "last": publisher.current.digest}
-    return session.finish(lambda path, results: made.write(path, results, path.parent.name), digests=digests)
+    return session.finish(
+        lambda path, results: write_adapted(made, adapter, path, results, path.parent.name), digests=digests
+    )

@@ -11,29 +11,49 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
+from lockstep.core.digest import effective_digest
 from lockstep.core.errors import WeightsError
 from lockstep.core.request import WeightsVersion
 from lockstep.core.trajectory import Trajectory
 from lockstep.engine.engine import Engine, PauseMode
+from lockstep.layers.low_rank import Adapter
 from lockstep.models.dict_source import DictSource
-from lockstep.models.digest import weights_digest
+from lockstep.models.digest import adapter_digest, weights_digest
 from lockstep.models.families import build_model, family_of, hf_tensors
 from lockstep.models.language import LanguageModel
 from lockstep.models.weight_table import load_weights
+
+LEARNED = "learned"
+"""Name under which the engine has the adapter that is trained."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What an engine computes with."""
+
+    base: str
+    adapter: str = ""
+    """Empty: there is none."""
+
+    @property
+    def effective(self) -> str:
+        """Of both together."""
+        return effective_digest(self.base, self.adapter) if self.adapter else self.base
 
 
 class Delivery(ABC):
     """How weights get into the engine's model."""
 
     @abstractmethod
-    def deliver(self) -> str:
-        """Puts the learner's present weights where the engine computes. Returns the digest of what it now holds."""
+    def deliver(self) -> Digests:
+        """Puts the learner's present weights where the engine computes. Returns the digests of what it now holds."""
 
     @abstractmethod
-    def expected(self) -> str:
-        """The digest that the engine must hold after a delivery, from the learner's side alone."""
+    def expected(self) -> Digests:
+        """The digests that the engine must have after a delivery, from the learner's side alone."""
 
 
 @final
@@ -41,15 +61,15 @@ class SharedWeights(Delivery):
     """The engine computes with the learner's own model: nothing is copied, and nothing can get lost on the way."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._model, self._digest = model, ""
+        self._model, self._digests = model, Digests("")
 
-    def deliver(self) -> str:
+    def deliver(self) -> Digests:
         """Packs the new weights now, so that two threads need not do it at once later."""
-        self._digest = weights_digest(self._model)
-        return self._digest
+        self._digests = Digests(weights_digest(self._model))
+        return self._digests
 
-    def expected(self) -> str:
-        return self._digest
+    def expected(self) -> Digests:
+        return self._digests
 
 
 @final
@@ -64,16 +84,44 @@ class CopiedWeights(Delivery):
 
     def __init__(self, learner: LanguageModel, engine_model: LanguageModel, config: Mapping[str, Any]) -> None:
         self._learner, self._model, self._config = learner, engine_model, config
+        self._twin: LanguageModel | None = None
 
-    def deliver(self) -> str:
+    def deliver(self) -> Digests:
         fill(self._model, self._learner, self._config)
-        return weights_digest(self._model)
+        return Digests(weights_digest(self._model))
 
-    def expected(self) -> str:
-        precision = self._model.precision
-        twin = build_model(self._config, 0, precision.compute, trainable=False, group=precision.group)
-        fill(twin, self._learner, self._config)
-        return weights_digest(twin)
+    def expected(self) -> Digests:
+        if self._twin is None:
+            precision = self._model.precision
+            self._twin = build_model(self._config, 0, precision.compute, trainable=False, group=precision.group)
+        fill(self._twin, self._learner, self._config)
+        return Digests(weights_digest(self._twin))
+
+
+@final
+class LearnedAdapter(Delivery):
+    """An adapter that is trained beside a frozen model, which is delivered once. The engine reads the learner's own adapter.
+
+    Args:
+        engine: it has the adapter under `LEARNED`.
+        adapter: the learner's.
+        base: delivers the model.
+    """
+
+    def __init__(self, engine: Engine, adapter: Adapter, base: Delivery) -> None:
+        self._engine, self._adapter, self._base = engine, adapter, base
+        self._delivered = self._expected = ""
+
+    def deliver(self) -> Digests:
+        if not self._delivered:
+            self._delivered = self._base.deliver().base
+            self._expected = self._base.expected().base
+        held = self._engine.adapters.get(LEARNED).adapter
+        assert isinstance(held, Adapter)
+        return Digests(self._delivered, adapter_digest(held))
+
+    def expected(self) -> Digests:
+        return Digests(self._expected, adapter_digest(self._adapter))
 
 
 def fill(model: LanguageModel, learner: LanguageModel, config: Mapping[str, Any]) -> None:
@@ -93,13 +141,15 @@ class Publisher:
 
     def __init__(self, engine: Engine, delivery: Delivery) -> None:
         self._engine, self._delivery = engine, delivery
+        self._current = engine.weights
         self._ledger: dict[int, str] = {}
         self.seconds = 0.0
         """That the last publication took."""
 
     @property
     def current(self) -> WeightsVersion:
-        return self._engine.weights
+        """What sampled tokens are told to come from."""
+        return self._current
 
     def publish(self, version: int) -> WeightsVersion:
         """Delivers the learner's weights as this version; samples in flight go on with them.
@@ -112,13 +162,18 @@ class Publisher:
         expected = self._delivery.expected()
         if served != expected:
             raise WeightsError(
-                f"version {version} did not arrive: the learner's weights have digest {expected[:16]}, the sampler holds "
-                f"{served[:16]}; look at what delivers weights and adapters, then resume from the last checkpoint"
+                f"version {version} did not arrive: the learner's weights have digest {expected.effective[:16]}, the sampler "
+                f"holds {served.effective[:16]}; look at what delivers weights and adapters, then resume from the last "
+                "checkpoint"
             )
-        self._engine.publish(version, served, mode=PauseMode.KEEP)
-        self._ledger[version] = served
+        if not served.adapter or self._engine.weights.digest != served.base:
+            self._engine.publish(version, served.base, mode=PauseMode.KEEP)
+        if served.adapter:
+            self._engine.publish(version, served.adapter, mode=PauseMode.KEEP, adapter=LEARNED)
+        self._current = WeightsVersion(version, served.effective)
+        self._ledger[version] = served.effective
         self.seconds = time.perf_counter() - began
-        return self._engine.weights
+        return self._current
 
     def publish_next(self) -> WeightsVersion:
         """`publish` of the version after the current one."""

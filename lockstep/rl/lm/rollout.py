@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import FinishReason, Request, Sample, WeightsVersion
@@ -21,11 +22,15 @@ from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import Engine
 from lockstep.envs.lm.task import Episode, EpisodeTask, Task, Turn
 from lockstep.envs.lm.verify import VerifierPool
+from lockstep.layers.low_rank import Adapter
 from lockstep.learn.logprobs import Truncation
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import AnyTask
+from lockstep.rl.lm.publish import LEARNED
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.tokenizer import Tokenizer
+
+RolloutDtype = Literal["learner", "bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,9 @@ class RolloutConfig:
     """Samples that run at the same time."""
     memory_mb: int = 512
     """Memory of keys and values, MB."""
+    dtype: RolloutDtype = "learner"
+    """Of the sampler's matrices. learner: it computes with the learner's own, exactly; bf16, int8 and int4 are copies, whose
+    log-probabilities differ, so that `learn.loss.correction` must weigh the samples and `learn.exact` cannot be."""
 
     @property
     def step_tokens(self) -> int:
@@ -138,6 +146,7 @@ class Rollouts:
         self.stats = RolloutStats()
         self.prompts = PromptEncoder(engine.tokenizer)
         self._seed = seed
+        self._adapter = LEARNED if LEARNED in engine.adapters else ""
         self._flights: dict[tuple[str, int], _Flight] = {}
         self._pending: dict[int, _Pending] = {}
         self._done: dict[int, Group] = {}
@@ -146,12 +155,15 @@ class Rollouts:
         """Begins a group; `advance` moves it."""
         problem, config = self._problem(number), self.config
         prompt = self.prompts.first(problem)
-        request = Request(id=f"g{number}", prompt=prompt, params=self._params(number, n=config.group_size))
+        params = self._params(number, n=config.group_size)
+        request = Request(id=f"g{number}", prompt=prompt, params=params, adapter=self._adapter)
         self._pending[number] = _Pending(problem, config.group_size + config.greedy_baseline)
         samples = self.engine.add(request)
         if config.greedy_baseline:
             greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
-            samples += self.engine.add(Request(id=f"g{number}.greedy", prompt=prompt, params=greedy))
+            samples += self.engine.add(
+                Request(id=f"g{number}.greedy", prompt=prompt, params=greedy, adapter=self._adapter)
+            )
         for place, sample in enumerate(samples):
             episode = self.task.episode(problem.index) if isinstance(self.task, EpisodeTask) else None
             if episode is not None:
@@ -247,6 +259,7 @@ class Rollouts:
             id=f"g{flight.group}.{trajectory.index}.{flight.turn}",
             prompt=tuple(trajectory.tokens),
             params=self._params(flight.group, trajectory.index, flight.turn),
+            adapter=self._adapter,
         )
         self.engine.add(request)
         self._flights[request.id, 0] = flight
@@ -284,15 +297,20 @@ class Rollouts:
         )
 
 
-def new_engine(model: LanguageModel, tokenizer: Tokenizer, config: RolloutConfig) -> Engine:
-    """An engine for rollouts; what it holds is yet to be published."""
-    return Engine(
+def new_engine(
+    model: LanguageModel, tokenizer: Tokenizer, config: RolloutConfig, adapter: Adapter | None = None
+) -> Engine:
+    """An engine for rollouts, with the adapter that samples go through; what it holds is yet to be published."""
+    engine = Engine(
         model,
         tokenizer,
         EngineConfig(max_sequences=config.max_sequences, max_queue=1 << 30, max_step_tokens=config.step_tokens),
         memory_bytes=config.memory_mb << 20,
         weights=WeightsVersion(-1, ""),
     )
+    if adapter is not None:
+        engine.adapters.load(LEARNED, adapter, WeightsVersion(-1, ""))
+    return engine
 
 
 class PromptEncoder:

@@ -22,7 +22,7 @@ from lockstep.models.families import build_model
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.batch import LearnConfig, make_batch
 from lockstep.rl.lm.collector import Collector
-from lockstep.rl.lm.publish import CopiedWeights, Delivery, Publisher, SharedWeights
+from lockstep.rl.lm.publish import CopiedWeights, Delivery, Digests, Publisher, SharedWeights
 from lockstep.rl.lm.report import rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
 from lockstep.runs.directory import RunDirectory
@@ -53,10 +53,10 @@ class Lost(Delivery):
     def __init__(self, inner: CopiedWeights) -> None:
         self.inner, self.held = inner, inner.deliver()
 
-    def deliver(self) -> str:
+    def deliver(self) -> Digests:
         return self.held
 
-    def expected(self) -> str:
+    def expected(self) -> Digests:
         return self.inner.expected()
 
 

@@ -1,0 +1,58 @@
+"""Training an adapter in the stead of a model: its configuration, and the model that both become."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockstep.core.errors import ConfigError
+from lockstep.interop.hf.peft import save_adapter
+from lockstep.layers.low_rank import Adapter
+from lockstep.learn.model import TrainedModel
+from lockstep.models.adapter import ALL_TARGETS, LoraConfig, merge_adapter, new_adapter
+from lockstep.models.language import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A low-rank adapter to train (Hu et al. 2021); the model stays as it is."""
+
+    rank: int = 0
+    """Of every pair (0: no adapter, all weights are trained)."""
+    alpha: float = 32.0
+    """The pair's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ALL_TARGETS
+    """Matrices: qkv, out, gate_up, up, down, or last words of the checkpoint's names."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"adapter rank={self.rank}; expected 0 (none) or more")
+
+    def build(self, model: LanguageModel, seed: int) -> Adapter | None:
+        """One that changes nothing yet; None where there is none.
+
+        Raises:
+            ConfigError: a target that the model has not.
+        """
+        if self.rank == 0:
+            return None
+        wish = LoraConfig(rank=self.rank, alpha=self.alpha, targets=self.targets)
+        return new_adapter(model, wish, torch.Generator().manual_seed(seed))
+
+
+def write_adapted(
+    made: TrainedModel, adapter: Adapter | None, folder: Path, results: Mapping[str, Any], title: str
+) -> None:
+    """The model's folder, the adapter melted into a copy of the weights, and the adapter alone beside it, as PEFT keeps it."""
+    if adapter is None:
+        made.write(folder, results, title)
+        return
+    merged = copy.deepcopy(made.model)
+    merge_adapter(merged, adapter)
+    replace(made, model=merged).write(folder, results, title)
+    save_adapter(adapter, folder.with_name("adapter"))
