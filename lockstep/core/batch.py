@@ -1,7 +1,8 @@
 """What one forward pass of a language model reads beside its weights: the packed tokens of a step and where their keys
 and values live. The trainer and the engine make the same object.
 
-Legend: T packed tokens, S sequences, P pages of a sequence, R rows whose logits are wanted.
+Legend: T packed tokens, S sequences, P pages of a sequence, R rows whose logits are wanted, X places of the sequences laid
+out whole.
 """
 
 from __future__ import annotations
@@ -17,6 +18,23 @@ from lockstep.core.errors import InputError
 
 PAGE = 16
 """Tokens in a page of the key-value cache, and keys in a tile of attention: positions 16 p .. 16 p + 15 lie in one page."""
+
+
+SHARED = 0.9
+"""A training step computes beginnings that its sequences share once, where that leaves at most this part of the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRows:
+    """Whole sequences some of which begin alike, such as the samples of one prompt: a token whose prefix is the same has one
+    row, which all of them read. Only attention knows of it, for a row's bits depend on its prefix alone."""
+
+    reads_X: Tensor
+    """int64: the row of each token of the sequences laid out whole."""
+    places_T: Tensor
+    """int64: the first place that reads each row; rising."""
+    whole: ForwardBatch
+    """The same sequences with a row for each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +65,8 @@ class ForwardBatch:
     """int64: rows whose logits are wanted, rising; None for all T."""
     adapters: tuple[AdapterRun, ...] = ()
     """Which rows go through which low-rank adapter, rising; rows in none go through the base model alone."""
+    shared: SharedRows | None = None
+    """Set where T rows stand for more tokens; `seq_starts` then counts places of the sequences laid out whole."""
 
     @staticmethod
     def packed(sequences: Sequence[Tensor], adapter: RowAdapter | None = None) -> ForwardBatch:
@@ -79,6 +99,28 @@ class ForwardBatch:
     def with_adapter(self, adapter: RowAdapter | None) -> ForwardBatch:
         """The same tokens, all of them through `adapter`; None: through the base model, as a reference policy is."""
         return replace(self, adapters=() if adapter is None else (AdapterRun(0, self.num_tokens, adapter),))
+
+    def sharing(self) -> ForwardBatch:
+        """Whole sequences with a row for each distinct prefix; this batch itself where few begin alike.
+
+        >>> batch = ForwardBatch.packed([torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8])]).sharing()
+        >>> batch.tokens_T.tolist(), batch.positions_T.tolist(), batch.shared.reads_X.tolist()
+        ([5, 6, 7, 8], [0, 1, 2, 2], [0, 1, 2, 0, 1, 3])
+        """
+        rows: dict[tuple[int, int], int] = {}
+        reads, places = list[int](), list[int]()
+        for token, position in zip(self.tokens_T.tolist(), self.positions_T.tolist(), strict=True):
+            prefix = reads[-1] if position else -1
+            row = rows.setdefault((prefix, token), len(places))
+            if row == len(places):
+                places.append(len(reads))
+            reads.append(row)
+        if len(places) > SHARED * len(reads):
+            return self
+        places_T = torch.tensor(places, device=self.tokens_T.device)
+        shared = SharedRows(reads_X=torch.tensor(reads, device=places_T.device), places_T=places_T, whole=self)
+        tokens_T, positions_T = (x.index_select(0, places_T) for x in (self.tokens_T, self.positions_T))
+        return replace(self, tokens_T=tokens_T, positions_T=positions_T, shared=shared)
 
     @property
     def num_tokens(self) -> int:

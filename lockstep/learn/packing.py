@@ -78,7 +78,7 @@ class MicroBatch:
 
     batch: ForwardBatch
     rows_R: Tensor
-    """int64: rising; row rows_R[r] of the T packed ones predicts targets_R[r]."""
+    """int64: row rows_R[r] of the batch's T predicts targets_R[r]; rising within a sequence. Sequences may share rows."""
     targets_R: Tensor
     """int64."""
     weight_R: Tensor
@@ -195,19 +195,20 @@ def _packed(
     targets = weight_T.nonzero().squeeze(1)
     tokens_T = torch.cat([example.tokens for example in chosen])
     sequence_T = torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(e.tokens) for e in chosen]))
-    batch = ForwardBatch.packed([example.tokens.to(device) for example in chosen])
-    positions_T = batch.positions_T.to("cpu")
+    whole = ForwardBatch.packed([example.tokens.to(device) for example in chosen])
+    batch = whole.sharing()
+    rows_R = (targets - 1).to(device)
 
     def take(values_T: Tensor) -> Tensor:
         return values_T[targets].to(device)
 
     return MicroBatch(
         batch=batch,
-        rows_R=(targets - 1).to(device),
+        rows_R=rows_R if batch.shared is None else batch.shared.reads_X[rows_R],
         targets_R=take(tokens_T),
         weight_R=take(weight_T),
         columns={name: take(torch.cat([example.columns[name] for example in chosen])) for name in names},
         sequence_R=take(sequence_T),
-        positions_R=take(positions_T),
+        positions_R=take(whole.positions_T.to("cpu")),
         examples=tuple(places),
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lockstep.checkpoint.store import Checkpointer
+from lockstep.core import batch as batch_module
 from lockstep.core.errors import CheckpointError, ConfigError, DivergedError, InputError
 from lockstep.core.request import Request
 from lockstep.core.sampling import SamplingParams
@@ -163,6 +164,38 @@ def test_packing_keeps_every_token_in_its_place() -> None:
             assert int(micro.targets_R[r]) == int(example.tokens[position])
             assert float(micro.weight_R[r]) == float(example.weight[position]) != 0.0
             assert float(micro.columns["advantage"][r]) == float(example.columns["advantage"][position])
+
+
+@pytest.mark.parametrize("values", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rows_that_samples_share_are_computed_once_and_keep_their_bits(
+    values: dict[str, object], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of a prompt, one of them twice, and a loner: as many rows as distinct prefixes, the same log-probabilities
+    as with a row for each token, the same gradient up to the order of its sums."""
+    rng, made = random.Random(3), []
+    for prompt_length, num in ((19, 4), (1, 1), (33, 2)):
+        prompt = [rng.randrange(VOCAB) for _ in range(prompt_length)]
+        answers = [[rng.randrange(VOCAB) for _ in range(rng.randrange(2, 9))] for _ in range(num)]
+        for answer in [*answers, answers[0]]:
+            weight = [0.0] * prompt_length + [1.0] * len(answer)
+            made.append(Example.of([*prompt, *answer], weight=weight))
+    prefixes = {tuple(one.tokens[: n + 1].tolist()) for one in made for n in range(len(one.tokens))}
+    found = []
+    for part in (1.0, 0.0):
+        monkeypatch.setattr(batch_module, "SHARED", part)
+        model = tiny(values, dtype)
+        (micro,) = micro_batches(made, 1000)
+        logprob_R = micro_logprobs(model, micro, temperature=0.8).logprob_R
+        (logprob_R * torch.linspace(-1.0, 1.0, len(logprob_R))).sum().backward()
+        found.append((micro, logprob_R.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (shared, *_), (whole, *_) = found
+    assert shared.num_tokens == len(prefixes) < whole.num_tokens == sum(len(one.tokens) for one in made)
+    assert torch.equal(found[0][1], found[1][1])
+    for name, gradient in found[0][2].items():
+        # Sums in another order; in bf16 a row's gradient is rounded after the sum over its samples, not before.
+        difference = (gradient - found[1][2][name]).norm() / gradient.norm()
+        assert float(difference) < (1e-5 if dtype == "fp32" else 1e-2), name
 
 
 def test_first_fit_is_deterministic_and_within_capacity() -> None:

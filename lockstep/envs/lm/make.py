@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lockstep.core.errors import ConfigError
 from lockstep.envs.lm.reasoning_gym import ReasoningGymConfig, ReasoningGymTask
 from lockstep.envs.lm.records import RecordsConfig, RecordsTask, find_object
 from lockstep.envs.lm.strict import StrictTask
 from lockstep.envs.lm.task import EpisodeTask, Task
+
+PartialCredit = Literal["no", "training", "always"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +23,16 @@ class TaskConfig:
     with `split` ("train" or "held_out"), `seed` and the options."""
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Its difficulty, such as {"min_terms": 2, "max_terms": 3}."""
-    partial_credit: bool = False
-    """Keep the verifier's partial credit; else an answer is right or wrong."""
+    partial_credit: PartialCredit = "no"
+    """Where the verifier's partial credit is kept: no, training (held-out answers are right or wrong), always."""
     seed: int = 0
     """Of the problems."""
+
+    def __post_init__(self) -> None:
+        if self.partial_credit not in get_args(PartialCredit):
+            raise ConfigError(
+                f"partial_credit={self.partial_credit!r}; expected one of {', '.join(get_args(PartialCredit))}"
+            )
 
 
 def make_tasks(config: TaskConfig) -> tuple[Task | EpisodeTask, Task | EpisodeTask]:
@@ -34,9 +42,11 @@ def make_tasks(config: TaskConfig) -> tuple[Task | EpisodeTask, Task | EpisodeTa
         ConfigError: no such generator, file or class, or options that it does not take.
     """
     train, held_out = (_make(config, split) for split in ("train", "held_out"))
-    if config.partial_credit or not (isinstance(train, Task) and isinstance(held_out, Task)):
-        return train, held_out
-    return StrictTask(train), StrictTask(held_out)
+    if config.partial_credit == "no" and isinstance(train, Task):
+        train = StrictTask(train)
+    if config.partial_credit != "always" and isinstance(held_out, Task):
+        held_out = StrictTask(held_out)
+    return train, held_out
 
 
 def _make(config: TaskConfig, split: Literal["train", "held_out"]) -> Task | EpisodeTask:

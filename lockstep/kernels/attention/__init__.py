@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lockstep.core.batch import ForwardBatch
+from lockstep.core.batch import ForwardBatch, SharedRows
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.kernels import native
 from lockstep.kernels.attention import cpu, naive
@@ -56,11 +56,41 @@ def attention(
     """
     _check(q_THD, k_TGD, v_TGD, batch, cache, sinks_H)
     rule = naive.Rule(scale, window, softcap)
+    if batch.shared is not None:
+        return _shared(q_THD, k_TGD, v_TGD, batch.shared, cache, rule, sinks_H, kv_dtype)
     implementation = IMPLEMENTATIONS[native.choose(q_THD)]
     if cache is None:
         _check_whole(batch, kv_dtype)
         return implementation.packed(q_THD, k_TGD, v_TGD, batch, kv_dtype, rule, sinks_H)
     return implementation.paged(q_THD, k_TGD, v_TGD, batch, cache, rule, sinks_H)
+
+
+def _shared(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    shared: SharedRows,
+    cache: LayerCache | None,
+    rule: naive.Rule,
+    sinks_H: Tensor | None,
+    kv_dtype: torch.dtype,
+) -> Tensor:
+    """Attention on the sequences laid out whole, which is little of a layer's work; each row's answer from one of them."""
+    if cache is not None:
+        raise InputError("rows that sequences share are for training steps; with a cache expected none", field="batch")
+    mixed_XHD = attention(
+        q_THD.index_select(0, shared.reads_X),
+        k_TGD.index_select(0, shared.reads_X),
+        v_TGD.index_select(0, shared.reads_X),
+        shared.whole,
+        None,
+        scale=rule.scale,
+        window=rule.window,
+        softcap=rule.softcap,
+        sinks_H=sinks_H,
+        kv_dtype=kv_dtype,
+    )
+    return mixed_XHD.index_select(0, shared.places_T)
 
 
 def _check(

@@ -26,7 +26,7 @@ from lockstep.runs.sink import MemorySink
 def config(loss: str = "dapo", **changes: Any) -> GRPOConfig:
     """Four updates; partial credit, so that groups differ."""
     made = GRPOConfig(
-        task=TaskConfig(name="tests.rl.lm.digits:Digits", partial_credit=True),
+        task=TaskConfig(name="tests.rl.lm.digits:Digits", partial_credit="always"),
         model=ModelConfig(width=32, hidden=64, num_layers=2, num_heads=2, vocab_size=280, max_context=96),
         start=StartConfig(steps=3, batch=8, learner=LearnerConfig(optimiser=OptimiserConfig(lr=3e-3))),
         rollout=RolloutConfig(groups=3, group_size=4, max_tokens=5, memory_mb=16, max_sequences=16),
