@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lockstep.api import load
+from lockstep.api import env_of, load
 from lockstep.core.errors import ConfigError, unknown_name
 
 TARGETS = {
@@ -19,6 +19,7 @@ TARGETS = {
     "openvino": (".xml", "in OpenVINO"),
     "tflite": (".tflite", "in LiteRT, row by row"),
     "pte": (".pte", "in ExecuTorch, row by row"),
+    "browser": ("", "in the page's onnxruntime-web, under Node"),
 }
 """Suffix of the file, and where it is compared with the policy."""
 
@@ -31,7 +32,7 @@ class ExportArgs:
     """Run directory or policy folder."""
     to: str = "onnx"
     """onnx; ort (ONNX Runtime's own format); torch for a torch.export program (.pt2); openvino (.xml and .bin); tflite for
-    LiteRT and pte for ExecuTorch, both for one row at a time."""
+    LiteRT and pte for ExecuTorch, both for one row at a time; browser for a folder with a page."""
     out: Path | None = None
     """File to write (default: policy.onnx, policy.pt2, ... in the source)."""
     portable: bool = False
@@ -39,6 +40,8 @@ class ExportArgs:
     The other files always are."""
     distribution: bool = False
     """Also yield the parameters of the action distribution, to sample from it elsewhere."""
+    runtime: Path | None = None
+    """With --to browser: a file of `npm pack onnxruntime-web`, instead of asking npm for it."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -47,14 +50,20 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(unknown_name("export format", wish.to, TARGETS))
     if wish.portable and wish.to != "torch":
         raise ConfigError("--portable belongs to --to torch; the other files are always portable")
+    if wish.runtime is not None and wish.to != "browser":
+        raise ConfigError("--runtime belongs to --to browser")
     policy = load(wish.source)
     suffix, against = TARGETS[wish.to]
-    out = wish.out or wish.source / f"policy{suffix}"
+    out = wish.out or wish.source / (f"policy{suffix}" if suffix else "browser")
     # Imported here so that --help and a mistyped flag do not wait for the exporters.
     from lockstep import interop
 
     if wish.to == "torch":
         deviations = interop.export_torch(policy, out, portable=wish.portable, distribution=wish.distribution)
+    elif wish.to == "browser":
+        deviations = interop.export_browser(
+            policy, out, distribution=wish.distribution, environment=_environment(wish.source), runtime=wish.runtime
+        )
     else:
         export = {
             "onnx": interop.export_onnx,
@@ -71,4 +80,14 @@ def main(args: Sequence[str]) -> int:
     print(f"compared with the policy, {against}, on random observations:")
     for deviation in deviations:
         print(f"  {deviation}")
+    if wish.to == "browser":
+        print(f"open it with: python -m http.server --directory {out}")
     return 0
+
+
+def _environment(source: Path) -> str:
+    """Id of the environment that the policy was trained on, empty where it does not say."""
+    try:
+        return str(env_of(source, "").id)
+    except ConfigError:
+        return ""

@@ -78,9 +78,11 @@ def load_exported(path: Path | str) -> ExportedPolicy:
         ".tflite": _open_edge,
         ".pte": _open_edge,
     }
+    if path.is_dir() and path.suffix not in readers:
+        readers[path.suffix] = _open_browser
     if path.suffix not in readers:
         raise ConfigError(f"{path} ends in {path.suffix!r}; expected {' or '.join(readers)}")
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist; write it with: lockstep export RUN --out {path}")
     text, run = readers[path.suffix](path)
     try:
@@ -149,6 +151,13 @@ def _open_edge(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:
     from lockstep.interop.export.edge import EXECUTORCH, LITERT, EdgeProcess
 
     process = EdgeProcess(LITERT if path.suffix == LITERT.suffix else EXECUTORCH, path)
+    return process.text, process
+
+
+def _open_browser(path: Path) -> tuple[str, Callable[[Arrays], Arrays]]:
+    from lockstep.interop.export.browser import BrowserProcess
+
+    process = BrowserProcess(path)
     return process.text, process
 
 

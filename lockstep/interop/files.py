@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +41,31 @@ def replaced_when_checked(path: Path, suffix: str, *, companion: str = "") -> It
         temporary.unlink(missing_ok=True)
         if companion:
             temporary.with_suffix(companion).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_replaced_when_checked(path: Path, marker: str) -> Iterator[Path]:
+    """The same for a folder. One that is there already is replaced only if it holds the file `marker`, or nothing.
+
+    Raises:
+        ConfigError: it holds something else, or the place cannot be written.
+    """
+    if path.exists() and not (path / marker).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} holds something that no export wrote; give another --out")
+    temporary, old = path.with_name(f".{path.name}.unchecked"), path.with_name(f".{path.name}.old")
+    try:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -10,14 +10,11 @@ badly; so they run in a process of their own, by an interpreter that may be anot
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import socket
 import subprocess
 import tempfile
 import warnings
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from lockstep import kernels
 from lockstep.core.env import child_environment, converter_python
 from lockstep.core.errors import CheckpointError, DeadlineError, ExportError, MissingExtraError
 from lockstep.interop.check import Deviation, compare, tolerance_of
+from lockstep.interop.export.child import Child, reason_of
 from lockstep.interop.exported import Arrays, load_exported
 from lockstep.interop.files import replaced_when_checked
 from lockstep.interop.program import METADATA_KEY, PolicyProgram, one_thread
@@ -170,7 +168,7 @@ def _convert(toolchain: Toolchain, source: Path, out: Path, deadline_s: float = 
             f"the {toolchain.kind} converter took over {deadline_s:.0f} s; export a smaller network"
         ) from error
     if done.returncode:
-        raise ExportError(f"the {toolchain.kind} converter refused the policy: {_reason(done.stderr)}")
+        raise ExportError(f"the {toolchain.kind} converter refused the policy: {reason_of(done.stderr)}")
 
 
 class EdgeProcess:
@@ -183,30 +181,13 @@ class EdgeProcess:
 
     def __init__(self, toolchain: Toolchain, path: Path, deadline_s: float = 120.0) -> None:
         check_installed(toolchain)
-        self.toolchain, self.path, self.deadline_s = toolchain, path, deadline_s
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [toolchain.python, WORKER, "serve", toolchain.kind, path.resolve(), str(theirs.fileno())]
-            self._process = subprocess.Popen(
-                [str(part) for part in command],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                env=_environment(),
-            )
-        ours.settimeout(deadline_s)
-        self._socket, self._stream = ours, ours.makefile("rwb")
-        self.close = weakref.finalize(self, _end, self._process, self._stream, ours, self._log)
-        try:
-            self.text = self._receive()["metadata"].tobytes().decode()
-            document = json.loads(self.text)
-            self.inputs = [port["name"] for port in document["inputs"]]
-            self.outputs = dict(zip(document["outputs"], document["output_dtypes"], strict=True))
-        except BaseException:
-            self.close()
-            raise
+        self.path = path
+        command = [toolchain.python, WORKER, "serve", toolchain.kind, path.resolve()]
+        self._child = Child(command, toolchain.kind, _environment(), deadline_s)
+        self.text = self._receive()["metadata"].tobytes().decode()
+        document = json.loads(self.text)
+        self.inputs = [port["name"] for port in document["inputs"]]
+        self.outputs = dict(zip(document["outputs"], document["output_dtypes"], strict=True))
 
     def __call__(self, inputs: Arrays) -> Arrays:
         return self._ask(inputs, 0)[0]
@@ -219,33 +200,18 @@ class EdgeProcess:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {str(place): inputs[name] for place, name in enumerate(self.inputs)}
         np.savez(buffer, repeat=np.int64(repeat), **arrays)
-        with contextlib.suppress(BrokenPipeError):  # the answer that does not come tells why
-            self._stream.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
-            self._stream.flush()
+        self._child.send(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
         reply = self._receive()
         found = {n: reply[str(i)].astype(dtype, copy=False) for i, (n, dtype) in enumerate(self.outputs.items())}
         return found, float(reply["seconds"])
 
     def _receive(self) -> Arrays:
-        try:
-            header = self._stream.read(8)
-            body = self._stream.read(int.from_bytes(header, "little")) if len(header) == 8 else b""
-        except (TimeoutError, ConnectionError) as error:
-            raise DeadlineError(f"{self.toolchain.kind} did not answer within {self.deadline_s:.0f} s") from error
+        header = self._child.read(8) or b""
+        body = self._child.read(int.from_bytes(header, "little")) if len(header) == 8 else b""
         if not body:
-            self._log.seek(0)
-            reason = _reason(self._log.read().decode(errors="replace"))
-            raise CheckpointError(f"{self.path} cannot be read or run by {self.toolchain.kind}: {reason}")
+            raise CheckpointError(f"{self.path} cannot be read or run by {self._child.name}: {self._child.reason()}")
         with np.load(io.BytesIO(body)) as reply:
             return dict(reply)
-
-
-def _end(process: subprocess.Popen[bytes], *files: Any) -> None:
-    process.kill()
-    process.wait(timeout=30)
-    for file in files:
-        with contextlib.suppress(OSError):
-            file.close()
 
 
 def _environment() -> dict[str, str]:
@@ -253,10 +219,3 @@ def _environment() -> dict[str, str]:
     environment = child_environment(TF_CPP_MIN_LOG_LEVEL="3", PYTHONWARNINGS="ignore", OMP_NUM_THREADS="1")
     environment.pop("PYTHONPATH", None)
     return environment
-
-
-def _reason(text: str) -> str:
-    """The last line of a traceback, which names the error."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":")[0] and not line.startswith(" ")]
-    return (errors or lines or ["it ended without a word"])[-1][:400]
