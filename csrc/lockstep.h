@@ -277,12 +277,42 @@ LS_API void ls_grouped_linear(const LsPackedSpec* spec, const uint8_t* const* we
                               int64_t num_experts, const float* x, const float* bias, float* y);
 // weight [N][K] float32 or bf16 -> the panels of an fp32 or bf16 spec.
 LS_API void ls_pack_float(const LsPackedSpec* spec, const void* weight, int32_t weight_is_bf16, uint8_t* out);
+// Block formats of quantised files, in the order of lockstep/kernels/packed_linear/blocks.py.
+enum LsBlock {
+  LS_BLOCK_Q4_0,
+  LS_BLOCK_Q4_1,
+  LS_BLOCK_Q5_0,
+  LS_BLOCK_Q5_1,
+  LS_BLOCK_Q8_0,
+  LS_BLOCK_Q2_K,
+  LS_BLOCK_Q3_K,
+  LS_BLOCK_Q4_K,
+  LS_BLOCK_Q5_K,
+  LS_BLOCK_Q6_K,
+  LS_BLOCK_IQ4_NL,
+  LS_BLOCK_IQ4_XS,
+  LS_BLOCK_MXFP4,
+  LS_NUM_BLOCKS
+};
+enum LsBlocksFound {
+  LS_BLOCKS_WIDE_SCALE = 1,    // one that is not a half
+  LS_BLOCKS_WIDE_MINIMUM = 2,
+  LS_BLOCKS_BAD_SCALE = 4,     // one that is not finite
+  LS_BLOCKS_BAD_MINIMUM = 8
+};
+// What the scales and minima of num_rows rows of blocks are like: LsBlocksFound, or'ed.
+LS_API int32_t ls_scan_blocks(int32_t block, const uint8_t* const* rows, int64_t num_rows, int64_t num_inputs);
+// spec->num_outputs rows of blocks -> the panels of `spec`, whose group, kind and offset are the format's.
+LS_API void ls_pack_blocks(int32_t block, const LsPackedSpec* spec, const uint8_t* const* rows, uint8_t* out);
+// y [num_rows][K] = outputs rows[i] of a packed matrix as numbers.
+LS_API void ls_unpack_rows(const LsPackedSpec* spec, const uint8_t* data, const int64_t* rows, int64_t num_rows,
+                           float* y);
 // Asks the system to map [start, start + num_bytes) in 2 MB pages; a wish, without effect where there are none.
 LS_API void ls_advise_huge_pages(void* start, int64_t num_bytes);
 
 // Upper limits for benchmarks. ls_peak_operations: num_tasks times num_steps rounds of the widest multiply-add of a kind;
 // returns how many operations (multiplications and additions) that was, 0 where the build lacks the instruction.
 // ls_read_memory reads num_bytes (whole 64 KB) once; the result keeps the loop from being dropped.
-enum LsPeak { LS_PEAK_FP32, LS_PEAK_BF16, LS_PEAK_INT8 };
+enum LsPeak { LS_PEAK_FP32, LS_PEAK_BF16, LS_PEAK_INT8, LS_PEAK_NIBBLES };
 LS_API double ls_peak_operations(int32_t kind, int64_t num_steps, int64_t num_tasks);
 LS_API int64_t ls_read_memory(const uint8_t* from, int64_t num_bytes);

@@ -15,6 +15,7 @@ constexpr int MAX_ROWS = 4;  // 8 sums of 16 registers, see packed_int_avx2.h
 #else
 constexpr int MAX_ROWS = 2;
 #endif
+constexpr i64 BLOCK_BYTES = 1 << 14;  // codes of a panel that stay in the first-level cache while rows pass by, with AVX2
 constexpr i64 UNPACK_FROM = 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
 
 ALWAYS_INLINE vi load_bytes(const uint8_t* p) { return as_int(load((const float*)p)); }
@@ -90,6 +91,7 @@ struct TileArgs {
   const float* bias;  // of the panel, or null
   float* y;
   i64 num;  // outputs of the panel that exist
+  bool from_y;  // the chains go on where y left them
 };
 
 ALWAYS_INLINE vf load_columns(const float* p, i64 num) {
@@ -241,6 +243,13 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
     kind = LS_PACKED_BYTES;
     code_bytes = 2 * stored_bytes;
   }
+  i64 groups_at_once = num_groups;
+  if (VLEN == 8 && job.row_hi - job.row_lo > MAX_ROWS) {
+    const i64 parts = (code_bytes * num_groups + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    groups_at_once = (num_groups + parts - 1) / parts;
+    // A block of a row's scales begins with the part.
+    if (spec.group < ROW_BLOCK) groups_at_once += groups_at_once % (ROW_BLOCK / spec.group);
+  }
   const Tile* row_tiles = tiles[kind - LS_PACKED_BYTES][sub == 32];
   for (i64 panel = 0; panel < job.num_panels; panel++) {
     const i64 column = job.first_column + panel * INT_PANEL;
@@ -252,19 +261,25 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
           spec, a.w, num_groups, stored_bytes, number_bytes, spelled);
       a.w = spelled;
     }
-    a.num_groups = num_groups;
     a.code_bytes = code_bytes;
     a.unit_bytes = code_bytes + number_bytes;
     a.bias = job.bias ? job.bias + column : nullptr;
     a.num = spec.num_outputs - column;
-    for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
-      mr = tile_rows(job.row_hi - i, MAX_ROWS);
-      a.x = rows.codes + i * num_inputs * rows.code_bytes;
-      a.scale = rows.scale + i * (num_inputs / ROW_BLOCK);
-      a.start = rows.start + i * (num_inputs / sub);
-      a.moment = rows.moment + i * (num_inputs / sub);
-      a.y = job.y + i * spec.num_outputs + column;
-      row_tiles[mr - 1](a);
+    const uint8_t* panel_start = a.w;
+    for (i64 g = 0; g < num_groups; g += groups_at_once) {
+      const i64 k = g * spec.group;
+      a.num_groups = num_groups - g < groups_at_once ? num_groups - g : groups_at_once;
+      a.w = panel_start + g * a.unit_bytes;
+      a.from_y = g > 0;
+      for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
+        mr = tile_rows(job.row_hi - i, MAX_ROWS);
+        a.x = rows.codes + (i * num_inputs + k) * rows.code_bytes;
+        a.scale = rows.scale + (i * num_inputs + k) / ROW_BLOCK;
+        a.start = rows.start + (i * num_inputs + k) / sub;
+        a.moment = rows.moment + (i * num_inputs + k) / sub;
+        a.y = job.y + i * spec.num_outputs + column;
+        row_tiles[mr - 1](a);
+      }
     }
   }
 }

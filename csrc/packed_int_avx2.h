@@ -121,7 +121,8 @@ ALWAYS_INLINE void strip(const TileArgs& a, int first) {
 #pragma GCC unroll 8
     for (int j = 0; j < NJ; j++) {
       const i64 at = (first + j) * VLEN;
-      acc[i][j] = a.bias ? load_columns(a.bias + at, a.num - at) : splat(0.0f);
+      const float* from = a.from_y ? a.y + i * spec.num_outputs : a.bias;
+      acc[i][j] = from ? load_columns(from + at, a.num - at) : splat(0.0f);
     }
   const uint8_t* w = a.w;
   const int8_t* x = a.x;

@@ -31,7 +31,8 @@ SHAPES = ((1152, 896), (896, 896), (9728, 896), (896, 4864))
 """(outputs, inputs): query + key + value, output, gate + up, down."""
 STREAMED_BYTES = 200 << 20  # more than any cache; as many layers as that takes are read in turn
 READ_WINDOW = 8 << 20  # about the bytes of the largest product, so that both have the same chance of a quiet moment
-PEAK_KIND = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 2}
+PEAK_KIND = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+"""LsPeak of csrc/lockstep.h: the instructions that a format's products take."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def limits(wish: KernelBenchArgs) -> dict[str, float]:
             library.ls_read_memory(place, window)
             best = min(best, time.perf_counter() - start)
     found = {"read_gb_s": window / best / 1e9}
-    for name, kind in (("fp32", 0), ("bf16", 1), ("int8", 2)):
+    for name, kind in PEAK_KIND.items():
         tasks = 4 * wish.threads
         operations = library.ls_peak_operations(kind, 20_000, tasks)
         seconds = fastest(partial(library.ls_peak_operations, kind, 20_000, tasks), wish.seconds)
@@ -181,11 +182,11 @@ def table(figures: dict[str, Any]) -> Table:
     for column in ("format", "bytes/weight", "1 row GB/s", *(f"{key[6:]} rows Gop/s" for key in keys)):
         out.add_column(column, justify="left" if column == "format" else "right")
     for name, figure in figures["formats"].items():
-        peak = limit["int8" if PEAK_KIND[name] == 2 else name]
+        peak = limit[name] or (limit["fp32"] if name == "bf16" else 0.0)
         cells = [_share(figure[key], peak) for key in keys]
         out.add_row(name, f"{figure['bytes_per_weight']:.4g}", _share(figure["read_gb_s"], limit["read_gb_s"]), *cells)
     out.add_row("torch bf16", "", "", *(_share(figures["torch_bf16"][key], limit["bf16"]) for key in keys))
-    peaks = ", ".join(f"{name} {limit[name]:,.0f} Gop/s" for name in ("fp32", "bf16", "int8") if limit[name])
+    peaks = ", ".join(f"{name} {limit[name]:,.0f} Gop/s" for name in PEAK_KIND if limit[name])
     out.caption = f"limits in this run: read {limit['read_gb_s']:.1f} GB/s, {peaks}"
     return out
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from lockstep.core.collector import collector_paused
 from lockstep.core.errors import LockstepError, StoppedError, unknown_name
 
 VERBS = {
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lockstep: {unknown_name('command', verb, VERBS)}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(VERBS[verb][0]).main(rest)
+        with collector_paused():
+            module = importlib.import_module(VERBS[verb][0])
+        status: int = module.main(rest)
+        return status
     except StoppedError as error:
         print(f"lockstep {verb}: {error}", file=sys.stderr)
         return 130

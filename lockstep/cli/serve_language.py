@@ -31,11 +31,17 @@ class ServeLanguageArgs:
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ServeLanguageArgs, args=list(args), prog="lockstep serve")
     from lockstep.cli.serve import key_of
-    from lockstep.server.language_run import serve_language
+    from lockstep.server.service import LanguageService
 
     path, server = stored_path(wish.model, wish.store), wish.server
     if path != wish.model and not server.served_name:
         # Clients know the model by the name it has in the store, not by that of its file.
         server = replace(server, served_name=wish.model)
-    serve_language(path, server, key=key_of(wish.api_key, wish.api_key_file))
+    key = key_of(wish.api_key, wish.api_key_file)
+    service = LanguageService(path, server)
+    service.begin()
+    # The model is loaded while the HTTP server is imported.
+    from lockstep.server.language_run import serve_language
+
+    serve_language(service, key=key)
     return 0

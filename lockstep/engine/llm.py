@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
+from lockstep.core.collector import collector_paused
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample, WeightsVersion
 from lockstep.core.sampling import SamplingParams
@@ -167,13 +169,17 @@ def load(model: str | Path, dtype: str = "auto") -> tuple[LanguageModel, Tokeniz
     Args:
         model: a GGUF file, a model folder or a hub id.
     """
-    source = open_weights(model)
-    described = source.tokenizer()
-    if isinstance(described, Path):
-        tokenizer = Tokenizer.from_folder(described)
-    else:
-        tokenizer = Tokenizer.from_gguf_metadata(described)
-    return load_model(source, dtype), tokenizer
+    with collector_paused():
+        source = open_weights(model)
+    # Side by side: packing weights needs no interpreter, and a tokenizer of 150,000 tokens little else.
+    with collector_paused(), ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_model, source, dtype)
+        described = source.tokenizer()
+        if isinstance(described, Path):
+            tokenizer = Tokenizer.from_folder(described)
+        else:
+            tokenizer = Tokenizer.from_gguf_metadata(described)
+        return loading.result(), tokenizer
 
 
 def load_draft(draft: str | Path, tokenizer: Tokenizer | None, dtype: str = "auto") -> LanguageModel:

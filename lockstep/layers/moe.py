@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from lockstep.core.adapters import AdapterRun
 from lockstep.core.errors import ConfigError, InputError
-from lockstep.core.planes import QuantPlanes
 from lockstep.kernels.activation import gated
 from lockstep.kernels.low_rank import LowRankRun, add_low_rank
 from lockstep.kernels.packed_linear import PackedWeight, grouped_linear, pack, trained_grouped_linear, unpack
 from lockstep.layers.gated import GatedKind, GatedMLP
-from lockstep.layers.projection import Precision, Projection, adapter_runs, pack_parts, plain
+from lockstep.layers.projection import Matrix, Precision, Projection, adapter_runs, pack_parts, plain
 
 ExpertRun = tuple[int, AdapterRun]
 """An expert, and neighbours among the assignments to it that go through one adapter."""
@@ -77,7 +76,7 @@ class ExpertProjection(nn.Module):
         self._packed_key = None
 
     @torch.no_grad()
-    def fill(self, experts: Sequence[Sequence[Tensor | QuantPlanes]]) -> None:
+    def fill(self, experts: Sequence[Sequence[Matrix]]) -> None:
         """Take the matrices: for each expert those of `out_sizes`."""
         if self.weight is None:
             self._packs = []

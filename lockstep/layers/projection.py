@@ -15,11 +15,23 @@ from torch import Tensor, nn
 from lockstep.core.adapters import AdapterRun
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.planes import QuantPlanes
+from lockstep.core.tensors import QuantisedTensor
 from lockstep.kernels.low_rank import LowRankRun, add_low_rank
-from lockstep.kernels.packed_linear import PackedWeight, pack, pack_planes, packed_linear, trained_linear, unpack
+from lockstep.kernels.packed_linear import (
+    PackedWeight,
+    pack,
+    pack_blocks,
+    pack_planes,
+    packed_linear,
+    trained_linear,
+    unpack,
+)
+from lockstep.kernels.packed_linear.blocks import joined
 
 Format = Literal["fp32", "bf16", "int8", "int4"]
 FORMATS: tuple[str, ...] = get_args(Format)
+Matrix = Tensor | QuantPlanes | QuantisedTensor
+"""As a file gives it: numbers, or codes and scales, or the blocks that these lie in."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class Projection(nn.Module):
         self._packed_key = None
 
     @torch.no_grad()
-    def fill(self, parts: Sequence[Tensor | QuantPlanes]) -> None:
+    def fill(self, parts: Sequence[Matrix]) -> None:
         """Take the matrices, [out_sizes[i], K] each; quantised ones stay as they are where nothing is trained."""
         weight = self.weight
         if weight is not None:
@@ -157,6 +169,11 @@ class Projection(nn.Module):
                 start += size
             return
         self._packs = pack_parts(parts, self.precision)
+
+    def share(self, packed: PackedWeight) -> None:
+        """Take a packed matrix that another module has: both read the same memory. Only without a float weight."""
+        assert self.weight is None
+        self._packs = [packed]
 
     @torch.no_grad()
     def fill_random(self, generator: torch.Generator, std: float) -> None:
@@ -196,15 +213,17 @@ def adapter_runs(path: str, adapters: Sequence[AdapterRun]) -> list[LowRankRun]:
     return [LowRankRun(run.first_row, run.last_row, pair) for run in adapters for pair in run.adapter.pairs(path)]
 
 
-def plain(part: Tensor | QuantPlanes) -> Tensor:
+def plain(part: Matrix) -> Tensor:
     """The matrix as numbers."""
-    return part.dequantise() if isinstance(part, QuantPlanes) else part
+    if isinstance(part, Tensor):
+        return part
+    return part.dequantise() if isinstance(part, QuantPlanes) else torch.from_numpy(part.dequantise())
 
 
-def pack_parts(parts: Sequence[Tensor | QuantPlanes], precision: Precision) -> list[PackedWeight]:
+def pack_parts(parts: Sequence[Matrix], precision: Precision) -> list[PackedWeight]:
     """Matrices that read one input, packed: neighbours of one quantised format, and all float ones beside each other,
     become one matrix, computed in one pass over the input."""
-    runs: list[list[Tensor | QuantPlanes]] = []
+    runs: list[list[Matrix]] = []
     for part in parts:
         if runs and _kind(runs[-1][-1]) == _kind(part):
             runs[-1].append(part)
@@ -213,25 +232,20 @@ def pack_parts(parts: Sequence[Tensor | QuantPlanes], precision: Precision) -> l
     return [_pack_run(run, precision) for run in runs]
 
 
-def _pack_run(run: Sequence[Tensor | QuantPlanes], precision: Precision) -> PackedWeight:
+def _pack_run(run: Sequence[Matrix], precision: Precision) -> PackedWeight:
     planes = [part for part in run if isinstance(part, QuantPlanes)]
-    if not planes:
-        whole = torch.cat([plain(part) for part in run]) if len(run) > 1 else plain(run[0])
-        return pack(whole, precision.compute, precision.group)
-    minimums = [part.minimum_NB for part in planes if part.minimum_NB is not None]
-    return pack_planes(
-        QuantPlanes(
-            codes_NK=torch.cat([part.codes_NK for part in planes]),
-            scale_NB=torch.cat([part.scale_NB for part in planes]),
-            minimum_NB=torch.cat(minimums) if minimums else None,
-            group=planes[0].group,
-            bits=planes[0].bits,
-            table=planes[0].table,
-        )
-    )
+    if planes:
+        return pack_planes(joined(planes))
+    blocks = [part for part in run if not isinstance(part, Tensor | QuantPlanes)]
+    if blocks:
+        return pack_blocks(blocks)
+    whole = torch.cat([plain(part) for part in run]) if len(run) > 1 else plain(run[0])
+    return pack(whole, precision.compute, precision.group)
 
 
-def _kind(part: Tensor | QuantPlanes) -> tuple[object, ...]:
+def _kind(part: Matrix) -> tuple[object, ...]:
     if isinstance(part, Tensor):
         return ()
-    return part.group, part.bits, part.table, part.minimum_NB is None
+    if isinstance(part, QuantPlanes):
+        return part.group, part.bits, part.table, part.minimum_NB is None
+    return (part.kind,)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.core.digest import effective_digest, tensors_digest
-from lockstep.core.planes import QuantPlanes
+from lockstep.kernels.packed_linear import PackedWeight
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.low_rank import Adapter
 from lockstep.layers.moe import ExpertProjection
 from lockstep.layers.projection import Projection
+from lockstep.models.language import LanguageModel
 
 
 def weights_digest(model: nn.Module, adapter: Adapter | None = None) -> str:
@@ -43,18 +44,22 @@ def _effective(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if isinstance(module, Projection) and module.bias is not None:
                 yield f"{path}.bias", module.bias
         elif isinstance(module, Embedding):
-            yield from _table(path, module)
+            if not (isinstance(model, LanguageModel) and module is model.embedding and _told_by_head(model)):
+                yield from _table(path, module)
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", parameter
 
 
+def _told_by_head(model: LanguageModel) -> bool:
+    """The head's matrix is the embedding's table, rounded alike."""
+    return model.tied and (isinstance(model.embedding.table(), PackedWeight) or not model.head.packs()[0].quantised)
+
+
 def _table(path: str, module: Embedding) -> Iterator[tuple[str, Tensor]]:
     table = module.table()
-    if isinstance(table, QuantPlanes):
-        yield f"{path}.codes", table.codes_NK
-        yield f"{path}.scale", table.scale_NB
-        if table.minimum_NB is not None:
-            yield f"{path}.minimum", table.minimum_NB
+    if isinstance(table, PackedWeight):
+        yield f"{path}.spec", table.spec
+        yield path, table.data
         return
     yield path, table if module.precision.compute == "fp32" else table.to(torch.bfloat16)

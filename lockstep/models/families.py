@@ -163,7 +163,10 @@ def stored_dtype(values: Mapping[str, Any], source: TensorSource) -> str:
     if named:
         return "fp32" if named in ("float32", "float64") else "bf16"
     halves = (torch.bfloat16, torch.float16)
-    return "bf16" if any(source.tensor(name).dtype in halves for name in source.names()[:1]) else "fp32"
+    for name in source.names()[:1]:
+        if source.quantised(name) is None and source.tensor(name).dtype in halves:
+            return "bf16"
+    return "fp32"
 
 
 def build_model(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.core.errors import FormatError, InputError
-from lockstep.core.planes import QuantPlanes
-from lockstep.core.tensors import QuantisedTensor, TensorSource
+from lockstep.core.tensors import TensorSource
+from lockstep.kernels.packed_linear import PackedWeight, unpack
 from lockstep.layers.embedding import Embedding
 from lockstep.layers.moe import ChoiceBias, ExpertProjection
-from lockstep.layers.projection import Projection, plain
+from lockstep.layers.projection import Matrix, Projection, plain
 from lockstep.layers.token_norm import LayerNorm, RMSNorm
 from lockstep.models.language import LanguageModel
 
@@ -44,9 +44,6 @@ class WeightTable:
     """Tensors that some files hold and no model reads."""
     optional_prefix: str = ""
     """Files of the bare decoder leave this prefix out."""
-
-
-Matrix = Tensor | QuantPlanes
 
 
 class _Reader:
@@ -79,7 +76,7 @@ class _Reader:
         if transposed:
             return self.source.tensor(found).T
         blocks = self.source.quantised(found)
-        return self.source.tensor(found) if blocks is None else _planes(blocks)
+        return self.source.tensor(found) if blocks is None else blocks
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         got = tuple(self.source.shape(name))
@@ -93,24 +90,6 @@ class _Reader:
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             raise FormatError(f"the checkpoint has tensors that the model does not: {', '.join(left[:5])}{more}")
-
-
-def _planes(blocks: QuantisedTensor) -> QuantPlanes:
-    """A file's blocks as the kernels take them: codes are the integers that are multiplied."""
-    found = blocks.planes()
-    codes = found.codes if found.table is None else found.table[found.codes]
-    few = found.bits <= 4
-    table = None if found.table is None else tuple(int(value) for value in found.table)
-    if few and table is None and not (found.low >= -8 and found.low + 2**found.bits <= 8):
-        table = tuple(range(found.low, found.low + 16))
-    return QuantPlanes(
-        codes_NK=torch.from_numpy(codes),
-        scale_NB=torch.from_numpy(found.scales),
-        minimum_NB=None if found.minimums is None else torch.from_numpy(found.minimums),
-        group=found.group,
-        bits=4 if few else 8,
-        table=table if few else None,
-    )
 
 
 @torch.no_grad()
@@ -144,9 +123,17 @@ def load_weights(model: LanguageModel, table: WeightTable, source: TensorSource)
 
 
 def tie(model: LanguageModel) -> None:
-    """Give a tied head that is only packed the embedding's table."""
-    if model.tied and model.head.weight is None:
-        model.head.fill([model.embedding.table()])
+    """Give a tied head that is only packed the embedding's table; where it packs to the same numbers, one memory serves
+    both."""
+    if not model.tied or model.head.weight is not None:
+        return
+    table = model.embedding.table()
+    if isinstance(table, PackedWeight):
+        model.head.share(table)
+        return
+    model.head.fill([table])
+    if not model.head.packed().quantised:
+        model.embedding.share(model.head.packed())
 
 
 def _fill_projection(module: Projection, entry: Entry, reader: _Reader) -> None:
@@ -217,7 +204,8 @@ def _tensors(module: nn.Module, entry: Entry) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(module, ChoiceBias):
         yield entry.names[0], module.weight
     elif isinstance(module, Embedding):
-        yield entry.names[0] + ".weight", plain(module.table())
+        table = module.table()
+        yield entry.names[0] + ".weight", unpack(table) if isinstance(table, PackedWeight) else table
     elif isinstance(module, RMSNorm | LayerNorm):
         yield entry.names[0] + ".weight", module.weight.detach()
         if isinstance(module, LayerNorm):

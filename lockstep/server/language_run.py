@@ -10,7 +10,6 @@ import asyncio
 import logging
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -24,19 +23,18 @@ log = logging.getLogger("lockstep.server")
 WATCH_S = 0.05
 
 
-def serve_language(model: str | Path, config: LanguageConfig, *, key: str = "") -> None:
+def serve_language(service: LanguageService, *, key: str = "") -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        model: a GGUF file, a model folder or a hub id.
+        service: not started; `begin` may have been called.
         key: API key that requests must carry, empty for none.
 
     Raises:
         LockstepError: the model cannot be served.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    service = LanguageService(model, config)
-    server = language_server(build_language_app(service, config, key=key), config)
+    server = language_server(build_language_app(service, service.config, key=key), service.config)
     asyncio.run(serve_until_told(server, service))
     if service.state is State.FAILED and service.error is not None:
         raise service.error

@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum
@@ -73,16 +75,36 @@ class LanguageService:
         """Where each low-rank adapter that clients may name came from; the engine's own table follows."""
         self._fingerprint: asyncio.Task[None] | None = None
         self._model = model
+        self._loading: Future[Engine] | None = None
         self._engine: AsyncEngine | None = None
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | ConfigError | None = None
         self._snapshot: Snapshot | None = None
 
+    def begin(self) -> None:
+        """Start to load on a thread of its own; `start` waits for it. For a caller that has something to do meanwhile, such
+        as importing an HTTP server."""
+        if self._loading is not None:
+            return
+        loading: Future[Engine] = Future()
+        self._loading = loading
+
+        def load_engine() -> None:
+            loading.set_running_or_notify_cancel()  # a server that is stopped meanwhile leaves the result alone
+            try:
+                loading.set_result(self._load())
+            except BaseException as error:  # told by `start`
+                loading.set_exception(error)
+
+        threading.Thread(target=load_engine, name="load", daemon=True).start()
+
     async def start(self) -> None:
         """Load, generate one token as a proof, be ready. What fails is kept in `error`."""
         started = time.monotonic()
+        self.begin()
+        assert self._loading is not None
         try:
-            engine = await asyncio.to_thread(self._load)
+            engine = await asyncio.wrap_future(self._loading)
             self._tokenizer = engine.tokenizer
             self._template = self._chat_template(engine.tokenizer)
             self._engine = AsyncEngine(engine)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.extras import require
-from lockstep.tokenize.vocabulary import Kind
+from lockstep.tokenize.vocabulary import Kind, places
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -127,11 +127,10 @@ def build_byte_level(tokens: Sequence[str], kinds: Sequence[int], merges: Sequen
     steps = [tk.pre_tokenizers.Split(tk.Regex(expression), "isolated") for expression in pre.expressions]
     byte_level = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence([*steps, byte_level])
-    special = (Kind.CONTROL, Kind.UNKNOWN)
     added = [
-        tk.AddedToken(token, special=kind in special, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (*special, Kind.USER_DEFINED) and token
+        tk.AddedToken(tokens[index], special=kinds[index] != Kind.USER_DEFINED, normalized=False)
+        for index in places(kinds, (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED))
+        if tokens[index]
     ]
     tokenizer.add_tokens(added)
     return tokenizer

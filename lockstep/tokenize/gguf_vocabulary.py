@@ -24,8 +24,9 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) 
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InputError(f"{_PREFIX}{key} is {type(value).__name__}; expected a list", field=_PREFIX + key)
-    wrong = next((item for item in value if not isinstance(item, kind)), None)
-    if wrong is not None:
+    # By type first: a vocabulary has hundreds of thousands of items and one type.
+    if any(not issubclass(found, kind) for found in set(map(type, value))):
+        wrong = next(item for item in value if not isinstance(item, kind))
         raise InputError(f"{_PREFIX}{key} holds {wrong!r}; expected {kind}", field=_PREFIX + key)
     return list(value)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, final
 from lockstep.core.errors import InputError
 from lockstep.tokenize import folder as folder_files
 from lockstep.tokenize import gguf_vocabulary
-from lockstep.tokenize.vocabulary import Kind, Vocabulary, raw_bytes
+from lockstep.tokenize.vocabulary import Kind, Vocabulary, places, raw_bytes
 
 _SPECIAL = (Kind.CONTROL, Kind.UNKNOWN)
 
@@ -35,7 +35,7 @@ class Tokenizer:
         self.vocabulary = vocabulary
         self._encoder = encoder
         self._bytes: list[bytes | None] = [None] * len(vocabulary.tokens)
-        self._special = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in _SPECIAL)
+        self._special = frozenset(places(vocabulary.kinds, _SPECIAL))
         self._ids: dict[str, int] | None = None
 
     @classmethod

@@ -111,12 +111,19 @@ def raw_bytes(token: str, kind: int, spelling: Spelling) -> bytes:
     return token.replace(SPACE_MARK, " ").encode()
 
 
+def places(kinds: Sequence[int], wanted: Sequence[Kind]) -> list[int]:
+    """Ids whose kind is one of these, rising.
+
+    >>> places([1, 3, 1, 2], (Kind.UNKNOWN, Kind.CONTROL))
+    [1, 3]
+    """
+    numbers = frozenset(map(int, wanted))  # comparing with members of an enum is slow, and vocabularies are large
+    return [index for index, kind in enumerate(kinds) if int(kind) in numbers]
+
+
 def end_ids(declared: Sequence[int | None], tokens: Sequence[str], kinds: Sequence[int]) -> tuple[int, ...]:
     """The declared eos ids followed by the special tokens known to end a turn, in order and once each."""
-    specials = {
-        tokens[index]: index
-        for index, kind in enumerate(kinds)
-        if kind in (Kind.CONTROL, Kind.USER_DEFINED, Kind.UNKNOWN)
-    }
+    special = places(kinds, (Kind.CONTROL, Kind.USER_DEFINED, Kind.UNKNOWN))
+    specials = {tokens[index]: index for index in special}
     found = [specials[text] for text in END_TEXTS if text in specials]
     return tuple(dict.fromkeys([*(index for index in declared if index is not None), *found]))

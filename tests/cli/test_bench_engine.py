@@ -132,7 +132,7 @@ def test_a_worker_has_a_deadline() -> None:
 
 
 def test_start_table() -> None:
-    start = {"seconds": [1.0, 3.0, 2.0], "resident": [1e9], "peak": [2e9]}
+    start = {"seconds": [1.0, 3.0, 2.0], "cpu": [1.5], "resident": [1e9], "peak": [2e9]}
     figures: dict[str, Any] = {
         "peer": "llama.cpp",
         "model": "m",

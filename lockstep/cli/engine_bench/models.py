@@ -5,6 +5,7 @@ Legend: N outputs, K inputs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def weight_counts(name: str) -> dict[str, int]:
 
 
 def write_gguf_model(name: str, kind: str, path: Path) -> None:
-    """All matrices in one format, the output matrix included; a byte-level vocabulary without merges."""
+    """All matrices in one format, the output matrix included; a byte-level vocabulary."""
     config = config_of(name)
     save_gguf(
         path,
@@ -101,18 +102,22 @@ def _per_output_int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tenso
 
 
 def _byte_vocabulary(size: int) -> dict[str, Any]:
-    """GPT-2's alphabet of bytes; the other ids are control tokens that no text has. One merge, because readers want one."""
+    """GPT-2's alphabet of bytes, then tokens of two and three letters with the merge that makes each, and two control tokens:
+    as many tokens and merges as a real vocabulary has, so that reading them takes as long."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
-    tokens = [*letters, "ab"]
-    unused = [f"<|unused{index}|>" for index in range(size - len(tokens))]
+    num_merged = size - len(letters) - 2
+    twos = [(left, right) for left in letters for right in letters]
+    threes = ((left + right, third) for left, right in twos for third in letters)
+    merged = list(itertools.islice(itertools.chain(twos, threes), num_merged))
+    tokens = [*letters, *(left + right for left, right in merged)]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": tokens + unused,
-        "tokenizer.ggml.token_type": [_NORMAL_TOKEN] * len(tokens) + [_CONTROL_TOKEN] * len(unused),
-        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.tokens": [*tokens, "<|begin|>", "<|end|>"],
+        "tokenizer.ggml.token_type": [_NORMAL_TOKEN] * len(tokens) + [_CONTROL_TOKEN] * 2,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merged],
         "tokenizer.ggml.eos_token_id": size - 1,
         "tokenizer.ggml.bos_token_id": size - 2,
         "tokenizer.ggml.add_bos_token": False,

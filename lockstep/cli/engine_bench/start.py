@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from typing import Any
 from lockstep.core.errors import ConfigError, DeadlineError
 
 START_DEADLINE_S = 300.0
-POLL_S = 0.02
+POLL_S = 0.05
 
 
 def measure_starts(model: Path, peer_python: str, threads: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds to the first token, resident and peak bytes: ours (`lockstep serve`) and `llama_cpp.server`, in turn."""
+    """Seconds to the first token, processor seconds until then, resident and peak bytes: ours (`lockstep serve`) and
+    `llama_cpp.server`, in turn."""
     found: dict[str, dict[str, list[float]]] = {
-        name: {"seconds": [], "resident": [], "peak": []} for name in ("ours", "llama_cpp.server")
+        name: {key: [] for key in ("seconds", "cpu", "resident", "peak")} for name in ("ours", "llama_cpp.server")
     }
     for _ in range(rounds):
         for name, figures in found.items():
@@ -53,7 +55,7 @@ def one_start(name: str, command: list[str], port: int) -> dict[str, float]:
                     raise DeadlineError(f"{name}: no token within {START_DEADLINE_S:.0f} s of its start")
                 time.sleep(POLL_S)
             seconds = time.monotonic() - start
-            return {"seconds": seconds, **_memory(process.pid)}
+            return {"seconds": seconds, "cpu": _processor_seconds(process.pid), **_memory(process.pid)}
         finally:
             process.terminate()
             try:
@@ -84,6 +86,12 @@ def _answers(port: int) -> bool:
         raise ConfigError(f"the server on port {port} answered {error.code}: {error.read()[:500]!r}") from error
     except OSError:
         return False
+
+
+def _processor_seconds(pid: int) -> float:
+    """Of all threads; what another process takes of the machine hardly changes it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(pid: int) -> dict[str, float]:

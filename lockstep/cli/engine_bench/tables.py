@@ -52,25 +52,26 @@ def _speeds(figures: dict[str, Any], name: str, what: str) -> Table:
             out.add_row(kind if engine == "ours" else "", engine, spread(series), f"{share:.0%}", ratio, target)
         out.add_section()
     out.caption = f"limits in this run: {limit['read_gb_s']:.1f} GB/s" + "".join(
-        f", {kind} {limit[kind]:,.0f} Gop/s" for kind in ("fp32", "bf16", "int8") if limit[kind]
+        f", {kind} {limit[kind]:,.0f} Gop/s" for kind in ("fp32", "bf16", "int8", "int4") if limit.get(kind)
     )
     return out
 
 
 def _peak(limit: dict[str, float], kind: str) -> float:
     """Gop/s of the instructions that a format's products take; fp32 where the processor has none of its own."""
-    wanted = "bf16" if kind == "bf16" else "int8"
+    wanted = {"bf16": "bf16", "q8_0": "int8", "q4_0": "int4"}[kind]
     return limit[wanted] or limit["fp32"]
 
 
 def _starts(figures: dict[str, Any]) -> Table:
     out = Table(title=f"a server of {figures['model']}: from its start to the first token of the first request")
-    for column in ("format", "server", "seconds, median (min - max)", "resident MB", "peak MB"):
+    for column in ("format", "server", "seconds, median (min - max)", "processor s", "resident MB", "peak MB"):
         out.add_column(column, justify="left" if column in ("format", "server") else "right")
     for kind, figure in figures["formats"].items():
         for index, (name, start) in enumerate(figure.get("start", {}).items()):
             sizes = [f"{statistics.median(start[key]) / 1e6:,.0f}" for key in ("resident", "peak")]
-            out.add_row("" if index else kind, name, spread(start["seconds"], 2), *sizes)
+            cpu = f"{statistics.median(start['cpu']):.2f}"
+            out.add_row("" if index else kind, name, spread(start["seconds"], 2), cpu, *sizes)
         out.add_section()
     return out
 

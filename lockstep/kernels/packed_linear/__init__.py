@@ -17,7 +17,8 @@ from torch import Tensor
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.kernels import native
 from lockstep.kernels.packed_linear import cpu, naive
-from lockstep.kernels.packed_linear.packing import pack, pack_planes, stack, unpack
+from lockstep.kernels.packed_linear.blocks import pack_blocks
+from lockstep.kernels.packed_linear.packing import pack, pack_planes, stack, unpack, unpack_some
 from lockstep.kernels.packed_linear.trained import TrainedGrouped, TrainedLinear
 from lockstep.kernels.packed_linear.weight import FORMATS, PackedWeight
 
@@ -26,12 +27,14 @@ __all__ = [
     "PackedWeight",
     "grouped_linear",
     "pack",
+    "pack_blocks",
     "pack_planes",
     "packed_linear",
     "stack",
     "trained_grouped_linear",
     "trained_linear",
     "unpack",
+    "unpack_some",
 ]
 
 

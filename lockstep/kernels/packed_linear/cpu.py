@@ -61,3 +61,23 @@ def pack_float(weight_NK: Tensor, packed: PackedWeight) -> None:
     native.lib().ls_pack_float(
         packed.spec.data_ptr(), weight_NK.data_ptr(), weight_NK.dtype == torch.bfloat16, packed.data.data_ptr()
     )
+
+
+def scan_blocks(block: int, rows_N: Tensor, num_inputs: int) -> int:
+    """LsBlocksFound of csrc/lockstep.h; rows_N int64 addresses of rows of blocks."""
+    found: int = native.lib().ls_scan_blocks(block, rows_N.data_ptr(), rows_N.shape[0], num_inputs)
+    return found
+
+
+def pack_blocks(block: int, rows_N: Tensor, packed: PackedWeight) -> None:
+    """Writes rows of blocks into `packed`."""
+    native.lib().ls_pack_blocks(block, packed.spec.data_ptr(), rows_N.data_ptr(), packed.data.data_ptr())
+
+
+def unpack_some(packed: PackedWeight, rows_T: Tensor) -> Tensor:
+    """See `packing.unpack_some`."""
+    out_TK = torch.empty(rows_T.shape[0], packed.num_inputs)
+    native.lib().ls_unpack_rows(
+        packed.spec.data_ptr(), packed.data.data_ptr(), rows_T.data_ptr(), rows_T.shape[0], out_TK.data_ptr()
+    )
+    return out_TK

@@ -62,7 +62,7 @@ def quantise(weight_NK: Tensor, bits: int, group: int) -> QuantPlanes:
         InputError: the matrix holds a NaN or an infinity.
     """
     num_outputs, num_inputs = weight_NK.shape
-    _check_columns(num_inputs, group)
+    check_columns(num_inputs, group)
     blocks = weight_NK.to(torch.float32).view(num_outputs, num_inputs // group, group)
     largest = torch.where(blocks.amax(-1) >= -blocks.amin(-1), blocks.amax(-1), blocks.amin(-1))
     if not bool(torch.isfinite(largest).all()):
@@ -106,7 +106,7 @@ def pack_planes(planes: QuantPlanes, *, into: PackedWeight | None = None) -> Pac
         "offset": offset,
         "table": table,
     }
-    packed = _allocate(layout, codes.device, into)
+    packed = allocate_layout(layout, codes.device, into)
     units = packed.data.view(packed.num_panels, num_inputs // planes.group, packed.unit_bytes)
     stored = codes if planes.bits == 4 else (codes.to(torch.int16) + 128).to(torch.uint8)
     stored = _rows_to_panels(stored, 32)
@@ -147,6 +147,26 @@ def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
         packed, num_outputs=last - first, data=packed.data[from_panel * panel_bytes : to_panel * panel_bytes]
     )
     return unpack(part)
+
+
+def unpack_some(packed: PackedWeight, rows_T: Tensor) -> Tensor:
+    """Rows of `unpack` by number, in any order: float32 [T, K].
+
+    Args:
+        rows_T: int64.
+
+    Raises:
+        InputError: a number that is no row.
+    """
+    if rows_T.numel() and not 0 <= int(rows_T.min()) <= int(rows_T.max()) < packed.num_outputs:
+        raise InputError(
+            f"rows {int(rows_T.min())}..{int(rows_T.max())}; expected 0..{packed.num_outputs - 1}", field="rows"
+        )
+    if packed.data.is_cpu and native.usable():
+        return cpu.unpack_some(packed, native.contiguous(rows_T))
+    panels = packed.data.view(packed.num_panels, -1).index_select(0, rows_T // packed.panel)
+    part = replace(packed, num_outputs=panels.shape[0] * packed.panel, data=panels.flatten())
+    return unpack(part)[torch.arange(rows_T.shape[0], device=rows_T.device) * packed.panel + rows_T % packed.panel]
 
 
 def planes_of(packed: PackedWeight) -> QuantPlanes:
@@ -208,7 +228,8 @@ def allocate(num_bytes: int, device: torch.device) -> Tensor:
     return memory[start : start + num_bytes]
 
 
-def _allocate(layout: dict[str, Any], device: torch.device, into: PackedWeight | None) -> PackedWeight:
+def allocate_layout(layout: dict[str, Any], device: torch.device, into: PackedWeight | None) -> PackedWeight:
+    """A matrix of this layout with memory to be written: that of `into`, or new."""
     blank = PackedWeight(**layout, data=torch.empty(0, dtype=torch.uint8))
     if into is None:
         return blank.like(allocate(blank.expert_bytes, device), None)
@@ -220,7 +241,7 @@ def _allocate(layout: dict[str, Any], device: torch.device, into: PackedWeight |
 def _pack_float(weight_NK: Tensor, format: str, into: PackedWeight | None) -> PackedWeight:
     num_outputs, num_inputs = weight_NK.shape
     layout = {"format": format, "num_outputs": num_outputs, "num_inputs": num_inputs}
-    packed = _allocate(layout, weight_NK.device, into)
+    packed = allocate_layout(layout, weight_NK.device, into)
     if native.choose(weight_NK.new_empty(0, dtype=torch.float32)) == "cpu" and weight_NK.dtype != torch.float16:
         cpu.pack_float(native.contiguous(weight_NK), packed)
         return packed
@@ -283,7 +304,8 @@ def _check_matrix(weight_NK: Tensor) -> None:
         )
 
 
-def _check_columns(num_inputs: int, group: int) -> None:
+def check_columns(num_inputs: int, group: int) -> None:
+    """Raises ConfigError where a quantised matrix cannot have so many inputs."""
     if num_inputs % ROW_BLOCK or num_inputs % group:
         raise ConfigError(
             f"a quantised matrix of {num_inputs} inputs with group={group}: inputs must be a multiple of {ROW_BLOCK} and "
@@ -299,7 +321,7 @@ def _check_planes(planes: QuantPlanes) -> None:
         raise ConfigError(f"planes of group={planes.group}, bits={planes.bits}; known: groups {GROUPS}, bits 4 and 8")
     if planes.table is not None and (len(planes.table) != 16 or not all(-128 <= v <= 127 for v in planes.table)):
         raise InputError(f"the table is {planes.table}; expected 16 numbers within -128..127", field="table")
-    _check_columns(codes.shape[1], planes.group)
+    check_columns(codes.shape[1], planes.group)
     expected = (codes.shape[0], codes.shape[1] // planes.group)
     for name, numbers in (("scale", planes.scale_NB), ("minimum", planes.minimum_NB)):
         if numbers is None:
