@@ -65,6 +65,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "tqc-pendulum": replay.tqc_pendulum,
     "bc-npz": replay.bc_npz,
     "iql-npz": replay.iql_npz,
+    "distill-policy": replay.distill_policy,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.spec import NetworkConfig
 from lockstep.rl.control.bc import BCConfig
+from lockstep.rl.control.distill import PolicyDistillConfig
 from lockstep.rl.control.dqn import DQNConfig
 from lockstep.rl.control.iql import IQLConfig
 from lockstep.rl.control.sac import SACConfig
@@ -159,3 +160,8 @@ def bc_npz() -> BCConfig:
 def iql_npz() -> IQLConfig:
     """Implicit Q-learning from a data set: --dataset FILE.npz or a Minari id, --env.id of its environment."""
     return IQLConfig()
+
+
+def distill_policy() -> PolicyDistillConfig:
+    """Distillation of a control policy into a smaller one: --teacher RUN, --env.id of its environment."""
+    return PolicyDistillConfig()

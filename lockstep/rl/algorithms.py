@@ -9,6 +9,7 @@ from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.learn import distill, preference, reward_model, sft
 from lockstep.learn import session as language
 from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
+from lockstep.rl.control import distill as policy_distill
 from lockstep.rl.lm import grpo
 from lockstep.rl.session import ProgressHook, RunConfig, Session
 from lockstep.runs.directory import RunDirectory
@@ -27,6 +28,7 @@ ALGORITHMS: dict[str, tuple[type, Train]] = {
     "GRPOConfig": (grpo.GRPOConfig, grpo.train),
     "IQLConfig": (iql.IQLConfig, iql.train),
     "PPOConfig": (ppo.PPOConfig, ppo.train),
+    "PolicyDistillConfig": (policy_distill.PolicyDistillConfig, policy_distill.train),
     "PreferenceConfig": (preference.PreferenceConfig, preference.train),
     "RewardModelConfig": (reward_model.RewardModelConfig, reward_model.train),
     "SACConfig": (sac.SACConfig, sac.train),

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 from lockstep import kernels
+from lockstep.models.control.heads import (
+    Deterministic,
+    Gaussian,
+    Head,
+    MultiCategorical,
+    QValues,
+    SquashedGaussian,
+)
 
 Metrics = dict[str, Tensor]
 
@@ -183,6 +191,42 @@ def cloning_loss(logprob_B: Tensor, entropy_B: Tensor, *, entropy_coef: float) -
     """Negative log-likelihood of the data's actions, minus an entropy bonus."""
     loss = -logprob_B.mean() - entropy_coef * entropy_B.mean()
     return loss, _detach(actor_loss=loss, entropy=entropy_B.mean())
+
+
+def distillation_loss(
+    head: Head, params_BP: Tensor, teacher_BP: Tensor, log_stds_A: tuple[Tensor, Tensor], *, temperature: float
+) -> tuple[Tensor, Metrics]:
+    """KL(teacher || student) of the action distributions, mean over rows (Rusu et al. 2015).
+
+    Choices: of the softmax of logits; of action values, of the softmax of values / temperature, as in the paper. Normal
+    distributions: of the normals (tanh of both leaves it unchanged). Deterministic actions: the squared error.
+
+    Args:
+        head: of both; action values [B, n] in place of a Q head's parameters.
+        params_BP: the student's parameters, masked choices included.
+        teacher_BP: the teacher's.
+        log_stds_A: (student's, teacher's) log standard deviation [A] where the head has it apart; else unused.
+        temperature: of action values.
+    """
+    match head:
+        case Deterministic():
+            loss = (params_BP - teacher_BP).square().sum(-1).mean()
+        case Gaussian() | SquashedGaussian():
+            if isinstance(head, SquashedGaussian):
+                (mean, log_std), (wanted, wanted_log_std) = head.split(params_BP), head.split(teacher_BP)
+            else:
+                (mean, wanted), (log_std, wanted_log_std) = (params_BP, teacher_BP), log_stds_A
+            ratio = (2.0 * (wanted_log_std - log_std)).exp()
+            distance = ((wanted - mean) * (-log_std).exp()).square()
+            loss = 0.5 * (ratio + distance - 1.0 - 2.0 * (wanted_log_std - log_std)).sum(-1).mean()
+        case _:
+            sizes = list(head.nvec) if isinstance(head, MultiCategorical) else [params_BP.shape[1]]
+            scale = 1.0 / temperature if isinstance(head, QValues) else 1.0
+            loss = params_BP.new_zeros(())
+            for logits, wanted in zip(params_BP.split(sizes, 1), teacher_BP.split(sizes, 1), strict=True):
+                log_p, log_q = torch.log_softmax(wanted * scale, 1), torch.log_softmax(logits * scale, 1)
+                loss = loss + (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    return loss, _detach(actor_loss=loss)
 
 
 def _detach(**metrics: Tensor) -> Metrics:
