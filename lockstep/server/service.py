@@ -106,7 +106,7 @@ class LanguageService:
         try:
             engine = await asyncio.wrap_future(self._loading)
             self._tokenizer = engine.tokenizer
-            self._template = self._chat_template(engine.tokenizer)
+            self._template = _chat_template(engine.tokenizer, self.config.chat_template)
             self._engine = AsyncEngine(engine)
             self._engine.start()
             params = SamplingParams(max_tokens=1, temperature=0.0)
@@ -314,17 +314,6 @@ class LanguageService:
         if self._fingerprint is not None:
             await asyncio.wait([self._fingerprint])
 
-    def _chat_template(self, tokenizer: Tokenizer | None) -> ChatTemplate | ConfigError:
-        """The template, or why there is none: a model without one still completes plain prompts."""
-        if tokenizer is None:
-            return ConfigError("this model has no tokenizer")
-        try:
-            return ChatTemplate.of(tokenizer, self.config.chat_template)
-        except ConfigError as error:
-            if self.config.chat_template is not None:
-                raise
-            return error
-
     def _unavailable(self) -> Refusal:
         texts = {
             State.LOADING: "the model is loading",
@@ -339,3 +328,15 @@ def _embed_one(engine: Engine, *, prompt: Sequence[int], pooling: Pooling) -> li
     """Run by the engine's worker."""
     vector: list[float] = embed(engine.model, [prompt], pooling)[0].tolist()
     return vector
+
+
+def _chat_template(tokenizer: Tokenizer | None, wished: str | None) -> ChatTemplate | ConfigError:
+    """The template, or why there is none: a model without one still completes plain prompts."""
+    if tokenizer is None:
+        return ConfigError("this model has no tokenizer")
+    try:
+        return ChatTemplate.of(tokenizer, wished)
+    except ConfigError as error:
+        if wished is not None:
+            raise
+        return error
