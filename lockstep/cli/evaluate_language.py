@@ -57,7 +57,9 @@ def main(args: Sequence[str]) -> int:
         plans = {"greedy": EvaluationConfig(problems=wish.problems)}
         if wish.samples:
             name = f"temperature {wish.temperature:g}"
-            plans[name] = EvaluationConfig(problems=wish.problems, samples=wish.samples, temperature=wish.temperature)
+            plans[name] = EvaluationConfig(
+                problems=wish.problems, samples=wish.samples, temperature=wish.temperature, greedy=False
+            )
         for name, plan in plans.items():
             rows[name] = evaluate(model, tokenizer, held_out, pool, rollout, plan)
     print(f"task             {held_out.name}, held out")

@@ -143,10 +143,10 @@ def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int
     if "reward" in record.metric_names():
         print_curve(*record.series("reward"), title="mean reward")
     print(f"updates          {result.steps:,} in {result.train_seconds:.1f} s")
-    if result.first is not None:
-        print(f"held out, before {result.first}")
-    if result.last is not None:
-        print(f"held out, after  {result.last}")
+    for word, scores in (("before", result.first), ("after", result.last)):
+        if scores is not None:
+            greedy = f"; most probable answers {scores.extra['greedy']:.3f}" if "greedy" in scores.extra else ""
+            print(f"held out, {word:<6} {scores}{greedy}")
     print(f"run directory    {run.path}")
     print(
         f"next             lockstep serve {run.path}   lockstep chat {run.path}   lockstep runs show {run.path} --samples"

@@ -223,7 +223,7 @@ def distillation_loss(
             sizes = list(head.nvec) if isinstance(head, MultiCategorical) else [params_BP.shape[1]]
             scale = 1.0 / temperature if isinstance(head, QValues) else 1.0
             loss = params_BP.new_zeros(())
-            for logits, wanted in zip(params_BP.split(sizes, 1), teacher_BP.split(sizes, 1), strict=True):
+            for logits, wanted in zip(torch.split(params_BP, sizes, 1), torch.split(teacher_BP, sizes, 1), strict=True):
                 log_p, log_q = torch.log_softmax(wanted * scale, 1), torch.log_softmax(logits * scale, 1)
                 loss = loss + (log_p.exp() * (log_p - log_q)).sum(1).mean()
     return loss, _detach(actor_loss=loss)

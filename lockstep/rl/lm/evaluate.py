@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lockstep.envs.lm.verify import VerifierPool
@@ -23,6 +24,8 @@ class EvaluationConfig:
     """Answers to each; their mean is the problem's score."""
     temperature: float = 0.0
     """0 takes the most probable token."""
+    greedy: bool = True
+    """Where the temperature is above 0, answer each problem by the most probable tokens too: metric "greedy"."""
 
 
 def evaluate(
@@ -44,19 +47,29 @@ def evaluate(
         adapter: that answers go through.
 
     Returns:
-        (a score a problem, what the model wrote).
+        (a score a problem, what the model wrote at the temperature).
     """
     problems = first_problems(task, config.problems)
-    limits = replace(rollout, group_size=config.samples, temperature=config.temperature, top_p=1.0, top_k=0, min_p=0.0)
-    rollouts = Rollouts(
-        new_engine(model, tokenizer, limits, adapter), task, lambda number: problems[number], verifier, limits, seed=0
-    )
-    groups = rollouts.collect(range(len(problems)))
-    values, failures = [], 0
-    for group in groups:
-        scores = [one.score for one in group.trajectories]
-        failures += sum(score is None or not score.is_scored for score in scores)
-        values.append(sum(s.value for s in scores if s is not None and s.is_scored) / len(scores))
+
+    def answer(samples: int, temperature: float) -> list[Group]:
+        limits = replace(rollout, group_size=samples, temperature=temperature, top_p=1.0, top_k=0, min_p=0.0)
+        engine = new_engine(model, tokenizer, limits, adapter)
+        return Rollouts(engine, task, problems.__getitem__, verifier, limits, seed=0).collect(range(len(problems)))
+
+    groups = answer(config.samples, config.temperature)
     lengths = [one.num_sampled for group in groups for one in group.trajectories]
+    failures = sum(one.score is None or not one.score.is_scored for group in groups for one in group.trajectories)
     extra = {"verifier_failures": float(failures), "length": sum(lengths) / len(lengths)}
-    return Scores(tuple(values), extra=extra), groups
+    if config.greedy and config.temperature > 0.0:
+        greedy = _means(answer(1, 0.0))
+        extra["greedy"] = sum(greedy) / len(greedy)
+    return Scores(_means(groups), extra=extra), groups
+
+
+def _means(groups: Sequence[Group]) -> tuple[float, ...]:
+    """Mean score of each problem's answers; one that could not be judged counts 0."""
+    return tuple(
+        sum(one.score.value for one in group.trajectories if one.score is not None and one.score.is_scored)
+        / len(group.trajectories)
+        for group in groups
+    )
