@@ -15,6 +15,7 @@ struct Stack {
   const LsDecoderStep& step;
   i64 tokens, heads, qk_heads, all_heads;
   float *normed, *wide, *rotated, *mixed, *joined;
+  const int64_t* run_starts;  // of the layer
 
   Stack(const LsDecoderSizes& s, const LsDecoderStep& t) : sizes(s), step(t), tokens(t.num_tokens) {
     heads = s.num_heads;
@@ -36,7 +37,16 @@ struct Stack {
   // q, k and v, or gate and up, of one token.
   i64 widest() const { return largest(all_heads * sizes.head_dim, largest(2 * sizes.hidden, sizes.width)); }
 
-  void linear(const LsDecoderLinear& w, const float* x, float* y) const {
+  void linear(const LsDecoderLinear& w, LsDecoderMatrix matrix, const float* x, i64 num_inputs, float* y) const {
+    base(w, x, y);
+    if (!step.runs) return;
+    const i64 first = run_starts[matrix], num = run_starts[matrix + 1] - first;
+    i64 total = 0;
+    for (i64 p = 0; p < w.num_packs; p++) total += w.num_outputs[p];
+    if (num) ls_low_rank(x, y, step.runs + first, num, num_inputs, total);
+  }
+
+  void base(const LsDecoderLinear& w, const float* x, float* y) const {
     if (w.num_packs == 1) return ls_packed_linear(w.spec[0], w.data[0], x, w.bias, y, tokens);
     i64 total = 0, first = 0;
     for (i64 p = 0; p < w.num_packs; p++) total += w.num_outputs[p];
@@ -68,7 +78,7 @@ struct Stack {
   }
 
   i64 attention(const LsDecoderLayer& layer, const LsDecoderPlace& place, float* y) {
-    linear(layer.qkv, normed, wide);
+    linear(layer.qkv, LS_DECODER_QKV, normed, sizes.width, wide);
     const i64 dim = sizes.head_dim;
     float* keys = rotated + tokens * heads * dim;
     i64 bad = turn(layer, place, layer.q_norm, 0, heads, rotated);
@@ -102,7 +112,7 @@ struct Stack {
                               sizes.kv_dtype,
                               0};
     bad = ls_attention(&call);
-    if (bad == -1) linear(layer.out, mixed, y);
+    if (bad == -1) linear(layer.out, LS_DECODER_OUT, mixed, heads * dim, y);
     return bad;
   }
 
@@ -119,9 +129,9 @@ struct Stack {
     out_norm(layer, layer.attention_out_norm, step.out);
     ls_rms_norm(step.out, residual ? step.sum : x, layer.mlp_norm, layer.eps, layer.offset, step.sum, normed, tokens,
                 width);
-    linear(layer.gate_up, normed, wide);
+    linear(layer.gate_up, LS_DECODER_GATE_UP, normed, width, wide);
     ls_gated(wide, mixed, tokens, sizes.hidden, sizes.gate);
-    linear(layer.down, mixed, step.out);
+    linear(layer.down, LS_DECODER_DOWN, mixed, sizes.hidden, step.out);
     out_norm(layer, layer.mlp_out_norm, step.out);
     return -1;
   }
@@ -142,6 +152,7 @@ int64_t ls_decoder(const LsDecoderSizes* sizes, const LsDecoderLayer* layers, co
   Stack stack(*sizes, *step);
   const float *x = step->x, *residual = step->residual;
   for (i64 l = 0; l < num_layers; l++) {
+    stack.run_starts = step->run_starts + (step->runs ? l * LS_DECODER_MATRICES : 0);
     i64 bad = stack.run(layers[l], places[l], x, residual);
     if (bad != -1) return bad;
     x = step->out;

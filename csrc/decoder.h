@@ -4,8 +4,11 @@
 // Legend: T packed tokens, E width, H query heads, G kv heads, D head dim, F feed-forward width.
 #pragma once
 #include "language.h"
+#include "low_rank.h"
 
 enum { LS_DECODER_PACKS = 3 };
+// The projections of a layer, in the order of their low-rank additions.
+enum LsDecoderMatrix { LS_DECODER_QKV, LS_DECODER_OUT, LS_DECODER_GATE_UP, LS_DECODER_DOWN, LS_DECODER_MATRICES };
 
 // One projection; several packed matrices (of different formats) lie beside each other in its output.
 struct LsDecoderLinear {
@@ -57,6 +60,9 @@ struct LsDecoderStep {
   const int32_t* context_lens;
   const int32_t* pages;
   int64_t pages_stride, num_pages, num_tokens, num_seqs;
+  // Matrix m of layer l takes runs run_starts[LS_DECODER_MATRICES l + m] .. up to the next start; null: nobody has any.
+  const LsLowRankRun* runs;
+  const int64_t* run_starts;
 };
 
 // Floats of scratch a token needs.

@@ -31,7 +31,7 @@ class ServeLanguageArgs:
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ServeLanguageArgs, args=list(args), prog="lockstep serve")
     from lockstep.cli.serve import key_of
-    from lockstep.server.service import LanguageService
+    from lockstep.server.service import LanguageService, begin_loading
 
     path, server = stored_path(wish.model, wish.store), wish.server
     if path != wish.model and not server.served_name:
@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
         server = replace(server, served_name=wish.model)
     key = key_of(wish.api_key, wish.api_key_file)
     service = LanguageService(path, server)
-    service.begin()
+    begin_loading(service)
     # The model is loaded while the HTTP server is imported.
     from lockstep.server.language_run import serve_language
 

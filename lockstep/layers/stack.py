@@ -19,7 +19,7 @@ from lockstep.kernels.packed_linear import PackedWeight
 from lockstep.layers.attention import Attention
 from lockstep.layers.decoder import PreNormLayer, SandwichLayer, Stream, open_stream
 from lockstep.layers.gated import GatedMLP
-from lockstep.layers.projection import Projection
+from lockstep.layers.projection import Projection, adapter_runs
 from lockstep.layers.recompute import run_layer
 from lockstep.layers.rotary import Angles
 from lockstep.layers.token_norm import RMSNorm
@@ -51,11 +51,11 @@ class DecoderLayers(nn.ModuleList):
     ) -> Tensor:
         """The embedded tokens -> the hidden state after all layers and `norm`; `angles` for each layer."""
         stream: Stream = x_TE, None
-        served = cache is not None and not batch.adapters and not torch.is_grad_enabled()
-        if self._one_call and cache is not None and served and native.choose(x_TE) == "cpu":
+        if self._one_call and cache is not None and not torch.is_grad_enabled() and native.choose(x_TE) == "cpu":
             stack = self._compiled()
             if stack is not None:
-                stream = stack.run(x_TE, batch, angles, cache.layers)
+                runs = [adapter_runs(one.path, batch.adapters) for one, _ in self._seen] if batch.adapters else []
+                stream = stack.run(x_TE, batch, angles, cache.layers, runs)
                 return open_stream(stream, norm)[0]
         for index, layer in enumerate(self._list):
             place = cache.layers[index] if cache else None

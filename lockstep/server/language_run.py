@@ -27,7 +27,7 @@ def serve_language(service: LanguageService, *, key: str = "") -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        service: not started; `begin` may have been called.
+        service: not started; `begin_loading` may have been called.
         key: API key that requests must carry, empty for none.
 
     Raises:

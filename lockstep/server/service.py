@@ -81,30 +81,11 @@ class LanguageService:
         self._template: ChatTemplate | ConfigError | None = None
         self._snapshot: Snapshot | None = None
 
-    def begin(self) -> None:
-        """Start to load on a thread of its own; `start` waits for it. For a caller that has something to do meanwhile, such
-        as importing an HTTP server."""
-        if self._loading is not None:
-            return
-        loading: Future[Engine] = Future()
-        self._loading = loading
-
-        def load_engine() -> None:
-            loading.set_running_or_notify_cancel()  # a server that is stopped meanwhile leaves the result alone
-            try:
-                loading.set_result(self._load())
-            except BaseException as error:  # told by `start`
-                loading.set_exception(error)
-
-        threading.Thread(target=load_engine, name="load", daemon=True).start()
-
     async def start(self) -> None:
         """Load, generate one token as a proof, be ready. What fails is kept in `error`."""
         started = time.monotonic()
-        self.begin()
-        assert self._loading is not None
         try:
-            engine = await asyncio.wrap_future(self._loading)
+            engine = await asyncio.wrap_future(begin_loading(self))
             self._tokenizer = engine.tokenizer
             self._template = _chat_template(engine.tokenizer, self.config.chat_template)
             self._engine = AsyncEngine(engine)
@@ -322,6 +303,25 @@ class LanguageService:
             State.FAILED: f"the model cannot be served: {self.error}",
         }
         return Refusal(503, texts.get(self.state, "the engine is not running"), retry_after_s=1)
+
+
+def begin_loading(service: LanguageService) -> Future[Engine]:
+    """The engine, which a thread of its own loads; begun once, waited for by `LanguageService.start`. For a caller that has
+    something to do meanwhile, such as importing an HTTP server."""
+    if service._loading is not None:
+        return service._loading
+    loading: Future[Engine] = Future()
+    service._loading = loading
+
+    def load_engine() -> None:
+        loading.set_running_or_notify_cancel()  # a server that is stopped meanwhile leaves the result alone
+        try:
+            loading.set_result(service._load())
+        except BaseException as error:  # told by `start`
+            loading.set_exception(error)
+
+    threading.Thread(target=load_engine, name="load", daemon=True).start()
+    return loading
 
 
 def _embed_one(engine: Engine, *, prompt: Sequence[int], pooling: Pooling) -> list[float]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lockstep.core.adapters import AdapterRun
 from lockstep.core.batch import ForwardBatch
 from lockstep.core.errors import InputError
 from lockstep.core.planes import QuantPlanes
 from lockstep.kernels import native
+from lockstep.layers.low_rank import Adapter
 from lockstep.layers.projection import Projection
 from lockstep.layers.stack import DecoderLayers
+from lockstep.models.adapter import LoraConfig, new_adapter
 from lockstep.models.families import build_model, repack
 from lockstep.models.language import LanguageModel
 
@@ -46,14 +51,25 @@ def compiled() -> Iterator[None]:
     torch.set_num_threads(threads[1])
 
 
+def adapter_of(model: LanguageModel, seed: int, rank: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    adapter = new_adapter(model, LoraConfig(rank=rank, alpha=8.0), generator)
+    with torch.no_grad():
+        for pair in adapter:
+            pair.b.normal_(0.0, 0.2, generator=generator)
+    return adapter
+
+
 def planes(num_rows: int, num_columns: int, group: int, bits: int) -> QuantPlanes:
     codes = torch.randint(-8, 8, (num_rows, num_columns), dtype=torch.int8)
     scale = 0.02 * torch.rand(num_rows, num_columns // group) + 0.01
     return QuantPlanes(codes_NK=codes, scale_NB=scale, group=group, bits=bits)
 
 
-def both(model: LanguageModel, kv_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """(one call, layer by layer) over a prefill of two texts and a step of each."""
+def both(
+    model: LanguageModel, kv_dtype: torch.dtype | None = None, adapters: Sequence[Adapter | None] = ()
+) -> tuple[Tensor, Tensor]:
+    """(one call, layer by layer) over a prefill of two texts and a step of each, each text with its adapter."""
     outputs: list[Tensor] = []
     layers = model.layers
     assert isinstance(layers, DecoderLayers)
@@ -71,10 +87,37 @@ def both(model: LanguageModel, kv_dtype: torch.dtype | None = None) -> tuple[Ten
             num_pages=4,
         )
         with torch.no_grad():
-            rows = [model(batch, cache) for batch in (prefill, step)]
+            rows = [model(replace(batch, adapters=runs_of(batch, adapters)), cache) for batch in (prefill, step)]
         outputs.append(torch.cat(rows))
         assert (layers._stack is not None) or not one_call
     return outputs[0], outputs[1]
+
+
+def runs_of(batch: ForwardBatch, adapters: Sequence[Adapter | None]) -> tuple[AdapterRun, ...]:
+    spans = zip(pairwise(batch.seq_starts.tolist()), adapters, strict=False)
+    return tuple(AdapterRun(*span, adapter) for span, adapter in spans if adapter is not None)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_one_call_takes_adapters(kind: str) -> None:
+    model = build_model({**SIZES, "initializer_range": 0.2, **KINDS[kind]}, seed=1, dtype="int8", trainable=False)
+    first, other = (adapter_of(model, seed, rank) for seed, rank in ((1, 3), (2, 9)))
+    plain, _ = both(model)
+    for adapters in ((first, other), (None, first), (other, None)):
+        for num_threads in (1, 3):
+            native.set_num_threads(num_threads)
+            fused, eager = both(model, adapters=adapters)
+            assert torch.equal(fused, eager)
+        for row, adapter in ((18, adapters[0]), (25, adapters[1]), (26, adapters[0]), (27, adapters[1])):
+            assert torch.equal(fused[row], plain[row]) == (adapter is None)
+
+
+def test_adapters_of_other_models_are_refused() -> None:
+    config = {**SIZES, **KINDS["llama"]}
+    model = build_model(config, seed=1, trainable=False)
+    wider = adapter_of(build_model({**config, "intermediate_size": 160}, seed=1, trainable=False), 1, 2)
+    with pytest.raises(InputError, match="is it another model's"):
+        both(model, adapters=(None, wider))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from lockstep.kernels import native
 from lockstep.kernels.activation.cpu import GATES
 from lockstep.kernels.attention.cache import LayerCache
 from lockstep.kernels.attention.cpu import KV_CODES, refused
+from lockstep.kernels.low_rank import LowRankRun, check_runs
+from lockstep.kernels.low_rank.cpu import run_array
 from lockstep.kernels.packed_linear import PackedWeight
 
 MAX_PACKS = 3
@@ -114,6 +117,7 @@ class _Step(ctypes.Structure):
         *[(name, _P) for name in ("x", "residual", "out", "sum", "scratch")],
         *[(name, _P) for name in ("positions", "seq_starts", "context_lens", "pages")],
         *[(name, _I64) for name in ("pages_stride", "num_pages", "num_tokens", "num_seqs")],
+        *[(name, _P) for name in ("runs", "run_starts")],
     ]
 
 
@@ -133,15 +137,18 @@ class DecoderStack:
         batch: ForwardBatch,
         angles: Sequence[tuple[Tensor, Tensor]],
         caches: Sequence[LayerCache],
+        runs: Sequence[Sequence[LowRankRun]] = (),
     ) -> tuple[Tensor, Tensor]:
         """The hidden state [T, E] before the first layer -> the two terms of the one after the last.
 
         Args:
             angles: for each layer the tables cos and sin [P, R], contiguous.
             caches: for each layer.
+            runs: what low-rank adapters add to q, k and v, to the output, to gate and up, and to down, of each layer in
+                turn: four lists a layer. Empty: nothing.
 
         Raises:
-            InputError: as `attention` and `rope` do.
+            InputError: as `attention`, `rope` and `add_low_rank` do.
         """
         sizes, first = self.sizes, caches[0]
         self._check(x_TE, batch, caches)
@@ -167,7 +174,13 @@ class DecoderStack:
             *(x_TE.data_ptr(), None, out.data_ptr(), total.data_ptr(), scratch.data_ptr()),
             *(batch.positions_T.data_ptr(), batch.seq_starts.data_ptr(), batch.context_lens.data_ptr()),
             *(pages.data_ptr(), pages.shape[1], first.k.shape[0], num_tokens, batch.context_lens.shape[0]),
+            *(None, None),
         )
+        if runs:
+            self._check_runs(x_TE, runs)
+            flat = run_array([run for of_matrix in runs for run in of_matrix])
+            starts = (_I64 * (len(runs) + 1))(*accumulate(map(len, runs), initial=0))
+            step.runs, step.run_starts = ctypes.addressof(flat), ctypes.addressof(starts)
         bad = library.ls_decoder(
             ctypes.addressof(sizes_c), self._array, places, len(self.layers), ctypes.addressof(step)
         )
@@ -177,6 +190,20 @@ class DecoderStack:
         if bad != -1:
             raise refused(batch, first, bad)
         return out, total
+
+    def _check_runs(self, x_TE: Tensor, runs: Sequence[Sequence[LowRankRun]]) -> None:
+        sizes = self.sizes
+        inputs = (sizes.width, sizes.num_heads * sizes.head_dim, sizes.width, sizes.hidden)
+        if len(runs) != 4 * len(self.layers):
+            raise InputError(
+                f"{len(runs)} lists of runs for {len(self.layers)} layers; expected four each", field="runs"
+            )
+        for index, of_matrix in enumerate(runs):
+            if of_matrix:
+                layer = self.layers[index // 4]
+                parts = (layer.qkv, layer.out, layer.gate_up, layer.down)[index % 4]
+                num_outputs = sum(packed.num_outputs for packed in parts.packs)
+                check_runs(of_matrix, x_TE.shape[0], inputs[index % 4], num_outputs, x_TE.device)
 
     def _check(self, x_TE: Tensor, batch: ForwardBatch, caches: Sequence[LayerCache]) -> None:
         sizes, first = self.sizes, caches[0]

@@ -20,7 +20,7 @@ from lockstep.kernels.low_rank.trained import TrainedLowRank
 
 IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
 
-__all__ = ["LowRankRun", "add_low_rank"]
+__all__ = ["LowRankRun", "add_low_rank", "check_runs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +68,13 @@ def _check(y_MN: Tensor, x_MK: Tensor, runs: Sequence[LowRankRun]) -> None:
         raise InputError(
             f"y is {y_MN.dtype} {list(y_MN.shape)}; expected float32 [{num_rows}, outputs], contiguous", field="y"
         )
-    num_outputs = y_MN.shape[1]
+    check_runs(runs, num_rows, num_inputs, y_MN.shape[1], x_MK.device)
+
+
+def check_runs(
+    runs: Sequence[LowRankRun], num_rows: int, num_inputs: int, num_outputs: int, device: torch.device
+) -> None:
+    """Raises InputError for what `add_low_rank` would refuse of runs over a product of this size."""
     for run in runs:
         a_KR, b_RN = run.pair.a_KR, run.pair.b_RN
         first, last = run.pair.first_column, run.pair.first_column + b_RN.shape[-1]
@@ -79,10 +85,10 @@ def _check(y_MN: Tensor, x_MK: Tensor, runs: Sequence[LowRankRun]) -> None:
                 field="adapter",
             )
         for tensor in (a_KR, b_RN):
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.device != x_MK.device:
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.device != device:
                 raise InputError(
                     f"an adapter's tensor is {tensor.dtype} on {tensor.device}; expected float32, contiguous, on "
-                    f"{x_MK.device}",
+                    f"{device}",
                     field="adapter",
                 )
         if not 0 <= run.first_row <= run.last_row <= num_rows:

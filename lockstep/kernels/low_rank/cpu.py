@@ -34,6 +34,11 @@ class Run(ctypes.Structure):
 def add(y_MN: Tensor, x_MK: Tensor, runs: Sequence[LowRankRun]) -> None:
     """See `lockstep.kernels.low_rank.add_low_rank`."""
     x_MK = native.contiguous(x_MK)
+    native.lib().ls_low_rank(x_MK.data_ptr(), y_MN.data_ptr(), run_array(runs), len(runs), x_MK.shape[1], y_MN.shape[1])
+
+
+def run_array(runs: Sequence[LowRankRun]) -> ctypes.Array[Run]:
+    """As the kernel reads them; the pairs' tensors must outlive it."""
     array = (Run * len(runs))()
     for into, run in zip(array, runs, strict=True):
         pair = run.pair
@@ -41,4 +46,4 @@ def add(y_MN: Tensor, x_MK: Tensor, runs: Sequence[LowRankRun]) -> None:
         into.first_row, into.last_row, into.first_column = run.first_row, run.last_row, pair.first_column
         into.rank, into.num_columns = pair.b_RN.shape
         into.scale = pair.scale
-    native.lib().ls_low_rank(x_MK.data_ptr(), y_MN.data_ptr(), array, len(runs), x_MK.shape[1], y_MN.shape[1])
+    return array
