@@ -13,6 +13,7 @@ BENCHES = {
         "training steps per second beside Stable-Baselines3 and SBX; predict latency",
     ),
     "engine": ("lockstep.cli.bench_engine", "the engine beside llama.cpp or vLLM on the same weights"),
+    "export": ("lockstep.cli.bench_export", "one policy in every runtime: same actions, sizes, latencies"),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "soak": ("lockstep.cli.bench_soak", "an engine under mixed traffic for minutes: memory, pages, texts"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lockstep.api import env_of, load
 from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.models.control.policy import Policy
+
+if TYPE_CHECKING:
+    from lockstep.interop.check import Deviation
 
 TARGETS = {
     "onnx": (".onnx", "in ONNX Runtime"),
@@ -55,25 +59,18 @@ def main(args: Sequence[str]) -> int:
     policy = load(wish.source)
     suffix, against = TARGETS[wish.to]
     out = wish.out or wish.source / (f"policy{suffix}" if suffix else "browser")
-    # Imported here so that --help and a mistyped flag do not wait for the exporters.
-    from lockstep import interop
+    deviations = export(
+        wish.to,
+        policy,
+        out,
+        portable=wish.portable,
+        distribution=wish.distribution,
+        environment=_environment(wish.source),
+        runtime=wish.runtime,
+    )
+    from lockstep.interop import load_exported
 
-    if wish.to == "torch":
-        deviations = interop.export_torch(policy, out, portable=wish.portable, distribution=wish.distribution)
-    elif wish.to == "browser":
-        deviations = interop.export_browser(
-            policy, out, distribution=wish.distribution, environment=_environment(wish.source), runtime=wish.runtime
-        )
-    else:
-        export = {
-            "onnx": interop.export_onnx,
-            "ort": interop.export_ort,
-            "openvino": interop.export_openvino,
-            "tflite": interop.export_litert,
-            "pte": interop.export_executorch,
-        }[wish.to]
-        deviations = export(policy, out, distribution=wish.distribution)
-    exported = interop.load_exported(out)
+    exported = load_exported(out)
     print(f"wrote {out}: version {policy.version}, digest {policy.digest()[:12]}")
     print(f"inputs   {', '.join(f'{p.name} {p.dtype} {[-1, *p.shape]}' for p in exported.inputs)}")
     print(f"outputs  {', '.join(exported.outputs)}")
@@ -83,6 +80,34 @@ def main(args: Sequence[str]) -> int:
     if wish.to == "browser":
         print(f"open it with: python -m http.server --directory {out}")
     return 0
+
+
+def export(
+    to: str,
+    policy: Policy,
+    out: Path,
+    *,
+    portable: bool = True,
+    distribution: bool = False,
+    environment: str = "",
+    runtime: Path | None = None,
+) -> list[Deviation]:
+    """Write one target; see the exporters of `lockstep.interop` for arguments and errors."""
+    # Imported here so that --help and a mistyped flag do not wait for the exporters.
+    from lockstep import interop
+
+    if to == "torch":
+        return interop.export_torch(policy, out, portable=portable, distribution=distribution)
+    if to == "browser":
+        return interop.export_browser(policy, out, distribution=distribution, environment=environment, runtime=runtime)
+    exporters = {
+        "onnx": interop.export_onnx,
+        "ort": interop.export_ort,
+        "openvino": interop.export_openvino,
+        "tflite": interop.export_litert,
+        "pte": interop.export_executorch,
+    }
+    return exporters[to](policy, out, distribution=distribution)
 
 
 def _environment(source: Path) -> str:

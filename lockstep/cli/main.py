@@ -22,7 +22,11 @@ VERBS = {
     "rm": ("lockstep.cli.rm", "remove a model from the store"),
     "import": ("lockstep.cli.import_file", "read a network of another framework: ONNX, Caffe, MXNet, CNTK, ..."),
     "caffe": ("lockstep.cli.caffe", "train, test and time networks as Caffe's command line does"),
-    "export": ("lockstep.cli.export", "write ONNX or torch.export files, checked against the original"),
+    "export": ("lockstep.cli.export", "write a policy for another runtime: server, browser, phone; checked against it"),
+    "compress": (
+        "lockstep.cli.compress",
+        "prune, quantise or distil a policy; size, latency and return before and after",
+    ),
     "runs": ("lockstep.cli.runs", "list, show, compare and plot runs"),
     "bench": ("lockstep.cli.bench", "measure speed and scores beside other libraries"),
     "doctor": ("lockstep.cli.doctor", "check an environment or a language task before training on it"),

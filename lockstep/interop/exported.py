@@ -17,7 +17,7 @@ import torch
 
 from lockstep.core.errors import CheckpointError, ConfigError, InputError
 from lockstep.core.extras import require
-from lockstep.interop.program import FORMAT, METADATA_KEY, NEXT_STATE, STATE, Port
+from lockstep.interop.program import FORMAT, METADATA_KEY, NEXT_STATE, OBSERVATION, STARTS, STATE, Port
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,6 +59,26 @@ class ExportedPolicy:
         """The `state.NAME` inputs that follow a call's outputs."""
         names = [port.name.removeprefix(STATE) for port in self.inputs if port.name.startswith(STATE)]
         return {STATE + name: outputs[NEXT_STATE + name] for name in names}
+
+
+class ExportedActor:
+    """An exported policy at work on N rows, its state carried along (`lockstep.rl.evaluate.Decider`)."""
+
+    def __init__(self, exported: ExportedPolicy, num_rows: int) -> None:
+        self.exported = exported
+        self.state = exported.initial_state(num_rows)
+        self.starts = np.ones(num_rows, np.bool_)
+
+    def decide(self, obs: Any) -> np.ndarray:
+        """Observations, N rows -> the environments' actions."""
+        inputs = {**obs} if isinstance(obs, dict) else {OBSERVATION: obs}
+        outputs = self.exported({**inputs, **self.state, STARTS: self.starts} if self.state else inputs)
+        self.state = self.exported.next_state(outputs)
+        return outputs["action"]
+
+    def advance(self, starts_N: np.ndarray, valid_N: np.ndarray) -> None:
+        """Which rows begin an episode with their next observation."""
+        self.starts = np.asarray(starts_N, dtype=np.bool_)
 
 
 def load_exported(path: Path | str) -> ExportedPolicy:

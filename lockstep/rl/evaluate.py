@@ -6,7 +6,9 @@ Legend: N environments.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,6 +57,25 @@ class Evaluation:
         return f"{self.mean:.1f} (95% CI {low:.1f} to {high:.1f}, {len(self.returns)} episodes)"
 
 
+class Decider(Protocol):
+    """Whatever decides for N environments, remembering what it needs: a policy, or a file that was exported from one."""
+
+    def decide(self, obs: Any) -> np.ndarray:
+        """Observations, N rows -> the environments' actions."""
+
+    def advance(self, starts_N: np.ndarray, valid_N: np.ndarray) -> None:
+        """After the environments stepped: which rows begin an episode, which rows' decision counted."""
+
+
+class _PolicyDecider:
+    def __init__(self, actor: Actor, deterministic: bool) -> None:
+        self.actor, self.deterministic = actor, deterministic
+        self.advance = actor.advance
+
+    def decide(self, obs: Any) -> np.ndarray:
+        return self.actor.act(obs, deterministic=self.deterministic).env_action.numpy()
+
+
 def evaluate(
     policy: Policy,
     env: EnvConfig,
@@ -74,6 +95,27 @@ def evaluate(
         ConfigError: episodes < 1.
         DeadlineError: the episodes did not end in time; environments without an end need `time_limit`.
     """
+
+    def decider(num: int) -> Decider:
+        return _PolicyDecider(Actor(policy, num, seed=seed + EVAL_SEED_OFFSET), deterministic)
+
+    return evaluate_decider(decider, env, episodes=episodes, seed=seed, num_envs=num_envs, deadline_s=deadline_s)
+
+
+def evaluate_decider(
+    decider: Callable[[int], Decider],
+    env: EnvConfig,
+    *,
+    episodes: int,
+    seed: int,
+    num_envs: int | None = None,
+    deadline_s: float = 3600.0,
+) -> Evaluation:
+    """`evaluate`, on the same episodes, for whatever else decides; `decider(N)` makes it for N environments.
+
+    Raises:
+        As `evaluate`.
+    """
     if episodes < 1:
         raise ConfigError(f"episodes={episodes}; evaluation needs at least 1")
     num_envs = min(episodes, num_envs or 16)
@@ -81,7 +123,7 @@ def evaluate(
     stepper = make_env(replace(env, num_envs=num_envs, clip_reward=False), seed=seed + EVAL_SEED_OFFSET)
     start = time.perf_counter()
     try:
-        actor = Actor(policy, num_envs, seed=seed + EVAL_SEED_OFFSET)
+        actor = decider(num_envs)
         obs = stepper.reset(seed + EVAL_SEED_OFFSET)
         counts = np.zeros(num_envs, dtype=np.int64)
         ends: list[tuple[int, int, float, int]] = []
@@ -91,7 +133,7 @@ def evaluate(
                     f"evaluation of {episodes} episodes took over {deadline_s:.0f} s ({len(ends)} ended); "
                     "set env.time_limit, evaluate fewer episodes or raise deadline_s"
                 )
-            result = stepper.step(actor.act(obs, deterministic=deterministic).env_action.numpy())
+            result = stepper.step(actor.decide(obs))
             actor.advance(result.starts_N, result.valid_N)
             obs = result.obs
             for end in result.episodes:

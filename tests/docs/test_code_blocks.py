@@ -116,6 +116,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "show": _dataclass("lockstep.cli.store_args", "NameArgs"),
     "rm": _dataclass("lockstep.cli.store_args", "NameArgs"),
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
+    "compress": _dataclass("lockstep.cli.compress", "CompressArgs"),
     "import": _dataclass("lockstep.cli.import_file", "ImportArgs"),
     "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),
     "quickstart": _quickstart,
