@@ -62,6 +62,9 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     """Only these may be drawn; empty: all."""
     bad_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    """Words that are not written: of the tokens that spell one, with a space before it and without, the last is banned
+    where the text ends in the others. A word that other tokens spell is another word."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; the text is cut before them."""
     include_stop: bool = False
@@ -103,6 +106,8 @@ class SamplingParams:
         _range("best_of", self.best_of or self.n, (self.best_of or self.n) >= self.n, f"n={self.n} or more, or None")
         _range("length_penalty", self.length_penalty, abs(self.length_penalty) < float("inf"), "a finite number")
         _range("num_logprobs", self.num_logprobs, self.num_logprobs >= 0, "0 or more")
+        if any(not word.strip() for word in self.bad_words):
+            raise InputError("bad_words holds an empty string or blanks only; expected words", field="bad_words")
         if any(not text for text in self.stop):
             raise InputError("stop holds an empty string; expected non-empty strings", field="stop")
         if self.beam_width:

@@ -16,7 +16,7 @@ from lockstep.engine.config import EnginePlan
 from lockstep.engine.emission import TextStream
 from lockstep.engine.queue import Sequence, sample_seed
 from lockstep.engine.ranking import BestOf
-from lockstep.engine.shaping import Shaper, check_tokens
+from lockstep.engine.shaping import Shaper, bad_sequences, check_tokens
 from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSpec
 from lockstep.tokenize.tokenizer import Tokenizer
 
@@ -63,8 +63,9 @@ class Admission:
         Raises:
             InputError: it could never be served; `field` names the part, the message has the numbers.
         """
-        max_tokens, matcher = self._check(request), self._matcher(request)
         params = request.params
+        bad = self._bad_sequences(params.bad_words)
+        max_tokens, matcher = self._check(request, bad), self._matcher(request)
         adapter = self._adapters.get(request.adapter) if request.adapter else None
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
         scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
@@ -79,7 +80,8 @@ class Admission:
                 sequence.text = TextStream(self._tokenizer, params)
             if matcher is not None or Shaper.is_needed(params):
                 own = matcher.copy() if matcher is not None else None
-                sequence.shaper = Shaper(params, request.prompt, self._vocab_size, self._plan.eos_token_ids, own)
+                eos_ids = self._plan.eos_token_ids
+                sequence.shaper = Shaper(params, request.prompt, self._vocab_size, eos_ids, own, bad)
             sequences.append(sequence)
         self._rank(request, sequences)
         return sequences
@@ -99,7 +101,12 @@ class Admission:
             for sequence in sequences:
                 sequence.ranking = ranking
 
-    def _check(self, request: Request) -> int:
+    def _bad_sequences(self, words: tuple[str, ...]) -> list[tuple[int, ...]]:
+        if words and self._tokenizer is None:
+            raise InputError("bad_words need a tokenizer; this engine serves ids: use bad_token_ids", field="bad_words")
+        return bad_sequences(words, self._tokenizer) if self._tokenizer is not None else []
+
+    def _check(self, request: Request, bad: list[tuple[int, ...]]) -> int:
         """The most tokens that a sample may have."""
         params, plan, num_prompt = request.params, self._plan, len(request.prompt)
         if num_prompt == 0:
@@ -129,7 +136,7 @@ class Admission:
                 f"beam_width={params.beam_width}; {plan.max_sequences} sequences run at the same time: use that or less",
                 field="beam_width",
             )
-        check_tokens(params, self._vocab_size, plan.eos_token_ids)
+        check_tokens(params, self._vocab_size, plan.eos_token_ids, bad)
         return params.max_tokens or most
 
     def _matcher(self, request: Request) -> GrammarMatcher | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lockstep.core.errors import InputError
 from lockstep.core.sampling import SamplingParams
 from lockstep.tokenize.grammar import GrammarMatcher
+from lockstep.tokenize.tokenizer import Tokenizer
 
 
 class Shaper:
@@ -27,8 +28,14 @@ class Shaper:
         vocab_size: int,
         ending_ids: Sequence[int],
         matcher: GrammarMatcher | None = None,
+        bad_sequences: Sequence[tuple[int, ...]] = (),
     ) -> None:
+        """bad_sequences: those of `bad_words`; the last token of each is banned after the others."""
         self._params = params
+        self._bad_sequences = tuple(bad_sequences)
+        self._longest_bad = max(map(len, bad_sequences), default=1) - 1
+        self._tail: list[int] = []
+        """The tokens written last, as many as the longest of these sequences has before its last."""
         self._matcher = matcher
         self._allowed_V = torch.empty(vocab_size, dtype=torch.bool) if matcher is not None else None
         self._min_tokens = params.min_tokens
@@ -53,6 +60,7 @@ class Shaper:
             logit_bias=params.logit_bias,
             allowed_token_ids=params.allowed_token_ids,
             bad_token_ids=params.bad_token_ids,
+            bad_words=params.bad_words,
             min_tokens=params.min_tokens,
         )
         return plain != SamplingParams()
@@ -62,6 +70,7 @@ class Shaper:
         other = copy.copy(self)
         other._matcher = self._matcher.copy() if self._matcher is not None else None
         other._allowed_V = None if self._allowed_V is None else torch.empty_like(self._allowed_V)
+        other._tail = self._tail[:]
         other._row_of, other._ids_U, other._counts_U = dict(self._row_of), self._ids_U.copy(), self._counts_U.copy()
         return other
 
@@ -76,6 +85,8 @@ class Shaper:
 
     def observe(self, token: int) -> None:
         """The sample wrote this token."""
+        if self._longest_bad:
+            self._tail = [*self._tail, token][-self._longest_bad :]
         if self._penalises:
             self._counts_U[self._see(token)] += 1
         if self._matcher is not None:
@@ -98,6 +109,11 @@ class Shaper:
             logits_V.index_add_(0, self._bias_ids, self._bias)
         if self._banned is not None:
             logits_V.masked_fill_(self._banned, -torch.inf)
+        if self._bad_sequences:
+            written = [*self._tail, *ahead]
+            for *before, last in self._bad_sequences:
+                if written[len(written) - len(before) :] == before:
+                    logits_V[last] = -torch.inf
         if num_generated < self._min_tokens and len(self._ending):
             logits_V[self._ending] = -torch.inf
         if self._matcher is not None and self._constrain(self._matcher, logits_V, ahead):
@@ -157,8 +173,26 @@ def _banned_ids(params: SamplingParams, vocab_size: int) -> Tensor | None:
     return banned
 
 
-def check_tokens(params: SamplingParams, vocab_size: int, ending_ids: Sequence[int]) -> None:
+def bad_sequences(words: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens that spell each word at the start of a line and after a space; those that only begin with the tokens of
+    one are other words."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        bare = word.lstrip()
+        for text in (bare, " " + bare):
+            ids = tuple(tokenizer.encode(text, add_special=False, parse_special=False))
+            if ids:
+                found[ids] = None
+    return list(found)
+
+
+def check_tokens(
+    params: SamplingParams, vocab_size: int, ending_ids: Sequence[int], bad: Sequence[tuple[int, ...]] = ()
+) -> None:
     """Whether every token a request names exists, and one is left to draw.
+
+    Args:
+        bad: token sequences of `bad_words`.
 
     Raises:
         InputError: naming the field.
@@ -173,7 +207,8 @@ def check_tokens(params: SamplingParams, vocab_size: int, ending_ids: Sequence[i
         if wrong:
             raise InputError(f"{name} names token {wrong[0]}; expected 0 <= id < {vocab_size}", field=name)
     left = set(params.allowed_token_ids or range(vocab_size)) if params.allowed_token_ids else None
-    banned = {*params.bad_token_ids, *((*ending_ids, *params.stop_token_ids) if params.min_tokens else ())}
+    single = [ids[0] for ids in bad if len(ids) == 1]
+    banned = {*params.bad_token_ids, *single, *((*ending_ids, *params.stop_token_ids) if params.min_tokens else ())}
     num_left = len(left - banned) if left is not None else vocab_size - len(banned)
     if num_left == 0:
         raise InputError("every allowed token is banned too; leave at least one to draw", field="allowed_token_ids")

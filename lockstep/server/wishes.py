@@ -30,6 +30,7 @@ CLIENT_NAMES = {
     "choices": "guided_choice",
     "grammar": "guided_grammar",
     "bad_token_ids": "bad_token_ids",
+    "bad_words": "bad_words",
 }
 """What the engine calls a part of a request -> what the client called it."""
 
@@ -49,9 +50,8 @@ def sampling_params(
         Refusal: a field of the wrong type, or a wish that is not met.
         InputError: a value out of range.
     """
-    for name in ("suffix", "bad_words"):
-        if fields.values.get(name) not in (None, False, "", []):
-            raise fields.refused(name, "is not supported by this server; leave it out")
+    if fields.values.get("suffix") not in (None, False, "", []):
+        raise fields.refused("suffix", "is not supported by this server; leave it out")
     n = fields.integer("n", 1, low=1, high=MAX_N)
     best_of = fields.integer("best_of", None, low=1, high=MAX_N)
     beam_width = fields.integer("beam_width", 0, low=0, high=MAX_N) or 0
@@ -74,6 +74,7 @@ def sampling_params(
         logit_bias=fields.addends("logit_bias"),
         allowed_token_ids=fields.ids("allowed_token_ids"),
         bad_token_ids=fields.ids("bad_token_ids"),
+        bad_words=fields.texts("bad_words"),
         stop=stop,
         include_stop=fields.flag("include_stop_str_in_output"),
         stop_token_ids=fields.ids("stop_token_ids"),

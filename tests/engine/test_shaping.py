@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from lockstep.core.errors import InputError
 from lockstep.core.request import Request
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.engine import Engine
@@ -58,6 +59,28 @@ def test_shaping_is_its_definition(params: SamplingParams) -> None:
         torch.testing.assert_close(got, expected_row(row, params, prompt, text + ahead), rtol=1e-6, atol=1e-6)
         text.append(rng.randrange(VOCAB))
         shaper.observe(text[-1])
+
+
+def test_bad_words_ban_their_last_token_after_the_others() -> None:
+    params, sequences = SamplingParams(bad_words=("x",)), [(7,), (1, 2), (3, 1, 2, 4)]
+    assert Shaper.is_needed(params)
+    shaper = Shaper(params, [1, 3, 1], VOCAB, (0,), None, sequences)  # what the prompt ends in does not count
+    text: list[int] = []
+    for token, ahead in ((1, []), (3, []), (1, [2]), (2, []), (5, [3, 1, 2]), (3, [1])):
+        got = torch.zeros(VOCAB)
+        shaper.copy().apply(got, len(text) + len(ahead), ahead)
+        written = [*text, *ahead]
+        banned = {ids[-1] for ids in sequences if tuple(written[len(written) - len(ids) + 1 :]) == ids[:-1]}
+        assert {i for i in range(VOCAB) if got[i] < 0} == banned
+        text.append(token)
+        shaper.observe(token)
+
+
+def test_bad_words_refusals() -> None:
+    with pytest.raises(InputError, match="blanks only"):
+        SamplingParams(bad_words=("a", " "))
+    with pytest.raises(InputError, match="use bad_token_ids"):
+        Engine(FakeModel(), None, tiny()).add(Request(id="a", prompt=(1,), params=SamplingParams(bad_words=("a",))))
 
 
 def test_more_tokens_than_the_first_buffer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -251,6 +252,18 @@ def test_stop_strings_bias_and_bounds(client: Any) -> None:
         client.completions.create(**ask, logit_bias={"120": 100}, stop=letter[:2], extra_body=kept).choices[0].text
         == letter[:2]
     )
+
+
+def test_bad_words_are_not_written(client: Any) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "prompt": "hello", "temperature": 0, "max_tokens": 6}
+    liked = client.completions.create(**ask, logit_bias={"120": 100}).choices[0].text
+    assert liked == 6 * liked[0]
+    for words, most in (([liked[0]], 0), ([2 * liked[0]], 1)):
+        text = (
+            client.completions.create(**ask, logit_bias={"120": 100}, extra_body={"bad_words": words}).choices[0].text
+        )
+        assert max(map(len, re.findall(f"{re.escape(liked[0])}+", text)), default=0) <= most
+        assert liked[0] not in text or most
 
 
 def test_best_of_and_beam_search(client: Any, http: httpx.Client, llm: LLM) -> None:
