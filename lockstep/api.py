@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from lockstep import kernels
 from lockstep.core.env import runs_root
 from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
-from lockstep.core.spaces import BoxSpace, Space
+from lockstep.core.spaces import BoxSpace, Space, space_from_json
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.spaces import action_space_of, leaf_space
 from lockstep.learn import session as language
@@ -105,10 +105,10 @@ def train(
 
 def policy_from(
     network: nn.Module | Path | str,
-    obs_space: Any,
-    action_space: Any,
+    obs_space: Any = None,
+    action_space: Any = None,
     *,
-    outputs: Literal["logits", "q", "mean", "latent"],
+    outputs: Literal["logits", "q", "mean", "parameters", "action", "latent", ""] = "",
     output: str = "",
     value: str = "",
     critic: bool = False,
@@ -119,9 +119,10 @@ def policy_from(
 
     Args:
         network: an imported module, or a file that `lockstep.interop.load` reads.
-        obs_space, action_space: Gymnasium's spaces or ours.
+        obs_space, action_space: Gymnasium's spaces or ours; None where the file says them (Stable-Baselines).
         outputs: what the network yields: logits (or probabilities) of discrete actions, action values, the mean of a normal
-            distribution, or features for dense layers of ours (`config.hidden_sizes`).
+            distribution, parameters (mean and log-std) of one squashed by tanh, the action itself in (-1, 1), or features for
+            dense layers of ours (`config.hidden_sizes`). Empty: what the file says.
         output, value: names of the outputs to use, where the first that fits is not the one.
         critic: the policy also gives the state's value: the network's, where an output has one column, else one of ours.
         frame_stack: frames that the policy joins; the steps of a network that reads sequences.
@@ -138,14 +139,13 @@ def policy_from(
         raise ConfigError(
             f"network is a {type(module).__name__}; expected what lockstep.interop.load returns, or a file"
         )
-    obs_space = obs_space if isinstance(obs_space, Space) else leaf_space(obs_space)
-    action_space = action_space if isinstance(action_space, Space) else action_space_of(action_space)
-    heads: dict[str, HeadKind] = {"logits": "categorical", "q": "q", "mean": "gaussian"}
-    latent: HeadKind = "gaussian" if isinstance(action_space, BoxSpace) else "categorical"
+    about = module.graph.about
+    obs_space = _space(obs_space, about.obs_space, leaf_space, "obs_space")
+    action_space = _space(action_space, about.action_space, action_space_of, "action_space")
     spec = PolicySpec(
         obs_space=obs_space,
         action_space=action_space,
-        head=heads.get(outputs, latent),
+        head=_head(outputs, about.head, action_space),
         network=config or NetworkConfig(),
         critic=critic,
         frame_stack=frame_stack,
@@ -163,6 +163,33 @@ def policy_from(
         value=value,
     )
     return Policy(dataclasses.replace(spec, imported=imported))
+
+
+def _space(given: Any, told: Any, convert: Any, what: str) -> Space:
+    if given is None:
+        if told is None:
+            raise ConfigError(f"the file does not say its {what}; give one, such as env.{what}")
+        return space_from_json(dict(told))
+    return given if isinstance(given, Space) else convert(given)  # type: ignore[no-any-return]
+
+
+def _head(outputs: str, told: str, action_space: Space) -> HeadKind:
+    heads: dict[str, HeadKind] = {
+        "logits": "categorical",
+        "q": "q",
+        "mean": "gaussian",
+        "parameters": "squashed",
+        "action": "deterministic",
+    }
+    if outputs in heads:
+        return heads[outputs]
+    if outputs not in ("", "latent"):
+        raise ConfigError(unknown_name("outputs", outputs, [*heads, "latent"]))
+    if not outputs:
+        if told not in heads.values():
+            raise ConfigError(f"the file does not say what its outputs are; give outputs=, one of {[*heads, 'latent']}")
+        return cast(HeadKind, told)
+    return "gaussian" if isinstance(action_space, BoxSpace) else "categorical"
 
 
 def read_network(config: AlgorithmConfig) -> GraphModule | None:

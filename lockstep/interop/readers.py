@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.core.errors import ConfigError, FormatError, unknown_name
+from lockstep.interop.pytorch.sb3 import is_sb3
 from lockstep.models.graph.folder import is_graph_folder
 from lockstep.models.graph.module import GraphModule
 
@@ -58,6 +59,34 @@ READERS: dict[str, Reader] = {
         "lockstep.interop.mxnet.lowering:read_mxnet",
         "MXNet network: NAME-symbol.json and NAME-0000.params",
         lambda path, head: head.startswith(b"\x12\x01\0\0\0\0\0\0") if path.suffix == ".params" else b'"nodes"' in head,
+    ),
+    "torch": Reader(
+        (".safetensors", ".pt", ".pth", ".bin", ".ckpt"),
+        "lockstep.interop.pytorch.reader:read_state_dict",
+        "weights of PyTorch: state dict or safetensors",
+        lambda path, head: path.suffix == ".safetensors" or head.startswith(b"PK"),
+    ),
+    "torch.export": Reader((".pt2",), "lockstep.interop.pytorch.program:read_pt2", "program of torch.export"),
+    "sb3": Reader(
+        (".zip",),
+        "lockstep.interop.pytorch.sb3:read_sb3",
+        "Stable-Baselines3 model: PPO, A2C, DQN, SAC, TD3, DDPG",
+        lambda path, head: is_sb3(path),
+    ),
+    "cleanrl": Reader(
+        (".cleanrl_model",), "lockstep.interop.pytorch.cleanrl:read_cleanrl", "CleanRL checkpoint of PyTorch"
+    ),
+    "tf": Reader(
+        ("", ".pb", ".index", ".meta"),
+        "lockstep.interop.tensorflow.reader:read_tensorflow",
+        "TensorFlow SavedModel, frozen graph, checkpoint, TF-Agents policy",
+        lambda path, head: not path.is_dir() or (path / "saved_model.pb").exists(),
+    ),
+    "paddle": Reader(
+        (".json", ".pdmodel", ".pdiparams", ".pdparams"),
+        "lockstep.interop.paddle.reader:read_paddle",
+        "PaddlePaddle program with .pdiparams, or .pdparams",
+        lambda path, head: path.suffix != ".json" or b'"pir"' in head,
     ),
     "cntk": Reader(
         (".model", ".dnn"),

@@ -78,18 +78,57 @@ def trace(
         )
     except Exception as error:  # the tracer's errors have no common root
         raise FormatError(f"cannot be traced as a graph: {str(error).splitlines()[0][:300]}", path=path) from error
+    return from_program(program, inputs, output_names, about=about, path=path, original=original)
+
+
+def from_program(
+    program: torch.export.ExportedProgram,
+    inputs: Mapping[str, Sequence[Dim]],
+    output_names: Sequence[str],
+    *,
+    about: About,
+    path: str,
+    original: Mapping[str, bytes] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+) -> GraphModule:
+    """A traced program as a graph; see `trace`. Without `output_names` the outputs are called output, output_1, ...
+
+    Raises:
+        FormatError: it uses an operator that graphs do not have.
+    """
     builder = GraphBuilder()
     values = _Values(builder, program, path)
     for name, shape in inputs.items():
-        builder.input(name, shape=shape)
+        builder.input(name, shape=shape, dtype=(dtypes or {}).get(name, "float32"))
     values.place_inputs(list(inputs))
     for node in program.graph_module.graph.nodes:
         if node.op == "call_function":
             values.add(node)
         elif node.op == "output":
-            for result, name in zip(node.args[0], output_names, strict=True):
+            results = list(node.args[0])
+            names = output_names or ["output", *(f"output_{i}" for i in range(1, len(results)))][: len(results)]
+            for result, name in zip(results, names, strict=True):
                 builder.output(values.name(result), name)
     return builder.build(about=about, original=original)
+
+
+def parse_shapes(text: str, path: str) -> dict[str, tuple[Dim, ...]]:
+    """Shapes of inputs in words, the batch in front of each.
+
+    Raises:
+        FormatError: not of that form.
+
+    >>> parse_shapes("data=4,84,84; age=1", "")
+    {'data': ('batch', 4, 84, 84), 'age': ('batch', 1)}
+    """
+    found: dict[str, tuple[Dim, ...]] = {}
+    for part in filter(None, text.split(";")):
+        name, _, dims = part.partition("=")
+        try:
+            found[name.strip()] = ("batch", *(int(dim) for dim in dims.split(",")))
+        except ValueError as error:
+            raise FormatError(f"shapes={part!r}: 'data=4,84,84' was expected", path=path) from error
+    return found
 
 
 def _size(dim: Dim, sizes: Mapping[str, int]) -> int:

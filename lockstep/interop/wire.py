@@ -79,15 +79,15 @@ class Wire:
             at = field.end
 
     def _field(self, at: int, end: int) -> Field:
-        key, start = self._varint(at, end)
+        key, start = self.varint(at, end)
         number, kind = key >> 3, key & 7
         if number == 0:
             raise self.fail(at, "field number 0: not a protocol buffer, or damaged")
         if kind == VARINT:
-            value, after = self._varint(start, end)
+            value, after = self.varint(start, end)
             return Field(number, kind, value, start, after, at)
         if kind == BYTES:
-            length, start = self._varint(start, end)
+            length, start = self.varint(start, end)
             if length > end - start:
                 raise self.fail(
                     at, f"field {number} claims {length} bytes and {end - start} are left: truncated or damaged"
@@ -101,7 +101,8 @@ class Wire:
             return Field(number, kind, bits, start, start + size, at)
         raise self.fail(at, f"field {number} has wire type {kind}, which is not in use: damaged")
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
+    def varint(self, at: int, end: int) -> tuple[int, int]:
+        """(an unsigned number that begins at a byte, the byte behind it)."""
         value = shift = 0
         for position in range(at, min(end, at + 10)):
             byte = self.data[position]
@@ -142,7 +143,7 @@ class Wire:
             raise self.fail(field.at, f"field {field.number} should hold integers")
         values, at = [], field.start
         while at < field.end:
-            value, at = self._varint(at, field.end)
+            value, at = self.varint(at, field.end)
             values.append(value - (1 << 64) if value >= 1 << 63 else value)
             if len(values) > limit:
                 raise self.fail(field.at, f"field {field.number} holds more than {limit} integers: damaged")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lockstep.core.errors import FormatError
 from lockstep.interop.mxnet.graph import MXNetNetwork, load_mxnet
-from lockstep.interop.traced import trace
+from lockstep.interop.traced import parse_shapes, trace
 from lockstep.models.graph.graph import About, Dim
 from lockstep.models.graph.module import GraphModule
 
@@ -35,7 +35,7 @@ def read_mxnet(path: Path, *, params: str | Path = "", symbol: str | Path = "", 
         if not file.exists():
             raise FormatError(f"its companion {file} does not exist; give it with {option}=", path=str(path))
     net = load_mxnet(graph, arrays)
-    given = _parse(shapes, path)
+    given = parse_shapes(shapes, str(path))
     known = {name: given.get(name) or _shape(net, name) for name in net.input_names}
     missing = [name for name, shape in known.items() if shape is None]
     if missing:
@@ -51,17 +51,6 @@ def read_mxnet(path: Path, *, params: str | Path = "", symbol: str | Path = "", 
     )
     original = {"net-symbol.json": graph.read_bytes()}
     return trace(net, declared, net.output_names, about=about, path=str(path), original=original)
-
-
-def _parse(text: str, path: Path) -> dict[str, tuple[Dim, ...]]:
-    found: dict[str, tuple[Dim, ...]] = {}
-    for part in filter(None, text.split(";")):
-        name, _, dims = part.partition("=")
-        try:
-            found[name.strip()] = ("batch", *(int(dim) for dim in dims.split(",")))
-        except ValueError as error:
-            raise FormatError(f"shapes={part!r}: 'data=4,84,84' was expected", path=str(path)) from error
-    return found
 
 
 def _shape(net: MXNetNetwork, name: str) -> tuple[Dim, ...] | None:

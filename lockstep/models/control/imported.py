@@ -187,6 +187,15 @@ class Columns(nn.Module):
         return torch.cat([x, self.log_std.expand(x.shape[0], -1)], dim=1)
 
 
+SOFTMAX = (
+    "Softmax",
+    "LogSoftmax",
+    "aten.softmax.int",
+    "aten.log_softmax.int",
+    "aten._softmax.default",
+    "aten._log_softmax.default",
+)
+TANH = ("Tanh", "aten.tanh.default")
 NUMBERS = ("float32", "float16", "float64", "bfloat16", "uint8", "int8", "int16", "int32", "int64")
 
 
@@ -282,7 +291,7 @@ def read_imported(network: NetworkConfig) -> GraphModule:
 
 def actor_of(imported: ImportedNetwork, head: HeadKind, num_params: int) -> Columns:
     """The actor of a policy whose distribution the imported network gives."""
-    squash = head == "deterministic" and producer(imported.graph, imported.output).op != "Tanh"
+    squash = head == "deterministic" and producer(imported.graph, imported.output).op not in TANH
     return Columns(0, imported.size, squash=squash, log_std=num_params - imported.size)
 
 
@@ -326,7 +335,7 @@ def producer(graph: Graph, name: str) -> Node:
 def _ends(graph: Graph, head: HeadKind) -> dict[str, str]:
     """Outputs whose last operation the head does itself -> what goes into it: probabilities -> logits, a tanh -> its mean."""
     ends = {}
-    undone = {"categorical": ("Softmax", "LogSoftmax"), "squashed": ("Tanh",)}.get(head, ())
+    undone = {"categorical": SOFTMAX, "squashed": TANH}.get(head, ())
     for port in graph.outputs:
         node = producer(graph, port.name)
         if node.op in undone:

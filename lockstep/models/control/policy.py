@@ -81,6 +81,7 @@ class Policy(nn.Module):
         self.action_map = ActionMap(spec.action_space, squashed=spec.head in ("squashed", "deterministic"))
         self.version = 0
         self._init(seed)
+        self._take_over_deviation()
         self._predictor: Actor | None = None
 
     def _init(self, seed: int) -> None:
@@ -98,6 +99,13 @@ class Policy(nn.Module):
         self.actor.init_orthogonal(generator, gain=gain, out_gain=0.01)
         if self.critic is not None:
             self.critic.init_orthogonal(generator, gain=gain, out_gain=1.0)
+
+    @torch.no_grad()
+    def _take_over_deviation(self) -> None:
+        """The standard deviation that an imported network's file keeps beside the network."""
+        about = None if self.imported is None else self.imported.graph.about
+        if about is not None and isinstance(self.head, Gaussian) and len(about.log_std) == self.head.num_params:
+            self.head.log_std.copy_(torch.tensor(about.log_std))
 
     @property
     def imported(self) -> GraphModule | None:

@@ -92,6 +92,14 @@ class About:
     """Subtracted from raw observations before `scale`: one number, or one for each channel or column."""
     states: Mapping[str, str] = field(default_factory=dict)
     """Recurrent state: name of an input -> name of the output that is its next value."""
+    head: str = ""
+    """Action distribution that the outputs are for, as `PolicySpec.head` has it (empty: the file does not say)."""
+    log_std: tuple[float, ...] = ()
+    """Logarithm of the standard deviation of a normal distribution that the file keeps beside its network."""
+    obs_space: Mapping[str, Any] | None = None
+    """Space of observations in JSON form, where the file says it."""
+    action_space: Mapping[str, Any] | None = None
+    """Space of actions."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Anything else the file says, in words."""
 
@@ -101,7 +109,7 @@ class About:
         unknown = sorted(set(data) - {f.name for f in fields(About)})
         if unknown:
             raise FormatError(f"about an imported network: unknown fields {unknown}")
-        return About(**{**data, "mean": tuple(data.get("mean", ()))})
+        return About(**{**data, **{key: tuple(data.get(key, ())) for key in ("mean", "log_std")}})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,189 @@
+"""Networks of TensorFlow: graphs through tf2onnx, weights of checkpoints and TF-Agents policies without TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from lockstep.core.errors import FormatError
+from lockstep.interop.chains import Layer, chain, groups_of, image_layout
+from lockstep.interop.converters import tensorflow_to_onnx
+from lockstep.interop.tensorflow.bundle import index_of, read_checkpoint
+from lockstep.interop.wire import BYTES, Wire, read_file
+from lockstep.models.graph.builder import GraphBuilder
+from lockstep.models.graph.graph import About
+from lockstep.models.graph.module import GraphModule
+
+MAX_GRAPH_BYTES = 1 << 31
+ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
+AGENTS = "policy_specs.pbtxt"
+"""File that TF-Agents' PolicySaver writes into its SavedModel."""
+KERNELS, BIASES = ("kernel", "w", "weights", "weight"), ("bias", "b", "biases")
+
+
+def read_tensorflow(
+    path: Path,
+    *,
+    signature: str = "",
+    inputs: str = "",
+    outputs: str = "",
+    activation: str = "",
+    python: str = "",
+) -> GraphModule:
+    """Read a network.
+
+    Args:
+        path: folder of a SavedModel (of TF-Agents too), frozen graph `.pb`, `NAME.meta` or `NAME.index` of a checkpoint.
+        signature: of a SavedModel (empty: its serving signature).
+        inputs, outputs: tensors of a graph, such as "obs:0,state:0" (empty: placeholders, and what nothing reads).
+        activation: between the layers of a checkpoint that has no graph, or of a TF-Agents policy (there "relu" is the
+            default): the variables alone are read then.
+        python: interpreter with tf2onnx, see `interop.converters`.
+
+    Raises:
+        FormatError: damaged, or refused by the converter.
+        MissingExtraError: a graph has to be converted and no interpreter has tf2onnx.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / AGENTS).exists() and not signature:
+            return _agents(path, activation or "relu")
+        tail = ["--signature_def", signature] if signature else []
+        return tensorflow_to_onnx(path, ["--saved-model", str(path.resolve()), *tail], python=python)
+    if path.suffix == ".pb":
+        found = graph_ends(Wire(read_file(path, MAX_GRAPH_BYTES), str(path)))
+        names = ["--inputs", inputs or ",".join(found[0]), "--outputs", outputs or ",".join(found[1])]
+        return tensorflow_to_onnx(path, ["--graphdef", str(path.resolve()), *names], python=python)
+    if activation:
+        return _chains(read_checkpoint(path), activation, path)
+    meta = index_of(path).with_suffix(".meta")
+    if not meta.exists():
+        names = sorted(name.removesuffix(ENDING) for name in read_checkpoint(path))[:6]
+        raise FormatError(
+            f"holds variables and no graph ({meta.name} is not there); give activation='tanh' where they are chains of "
+            f"layers. Variables: {names}",
+            path=str(path),
+        )
+    found = graph_ends(_graph_of_meta(meta))
+    names = ["--inputs", inputs or ",".join(found[0]), "--outputs", outputs or ",".join(found[1])]
+    return tensorflow_to_onnx(path, ["--checkpoint", str(meta.resolve()), *names], python=python)
+
+
+SINKS = (
+    "Assign",
+    "NoOp",
+    "SaveV2",
+    "RestoreV2",
+    "Const",
+    "VariableV2",
+    "VarHandleOp",
+    "MergeV2Checkpoints",
+    "ShardedFilename",
+)
+
+
+def graph_ends(wire: Wire) -> tuple[list[str], list[str]]:
+    """(placeholders, results that no node reads) of a GraphDef (1 node; in it 1 name, 2 operation, 3 inputs), as tensors.
+
+    Raises:
+        FormatError: damaged, or it has none.
+    """
+    nodes: dict[str, str] = {}
+    read: set[str] = set()
+    for field in wire.fields():
+        if field.number != 1 or field.kind != BYTES:
+            continue
+        name = op = ""
+        for part in wire.fields(field):
+            if part.number == 1:
+                name = wire.text(part)
+            elif part.number == 2:
+                op = wire.text(part)
+            elif part.number == 3:
+                read.add(wire.text(part).lstrip("^").partition(":")[0])
+        nodes[name] = op
+    starts = [f"{name}:0" for name, op in nodes.items() if op == "Placeholder"]
+    ends = [f"{name}:0" for name, op in nodes.items() if name not in read and op not in SINKS and op != "Placeholder"]
+    ends = [name for name in ends if not name.startswith(("save/", "gradients/", "init"))]
+    if not starts or not ends:
+        raise FormatError("is no graph with placeholders and results; give inputs= and outputs=", path=wire.path)
+    return starts, ends
+
+
+def _graph_of_meta(path: Path) -> Wire:
+    """The GraphDef (field 2) of a MetaGraphDef."""
+    wire = Wire(read_file(path, MAX_GRAPH_BYTES), str(path))
+    for field in wire.fields():
+        if field.number == 2 and field.kind == BYTES:
+            return Wire(wire.data[field.start : field.end], str(path))
+    raise FormatError("holds no graph", path=str(path))
+
+
+def _agents(path: Path, activation: str) -> GraphModule:
+    """A policy of TF-Agents by its variables: model_variables/0 is the first kernel, /1 its bias, and so on. Networks whose
+    layers are not one chain (actor distributions, recurrent ones) go through their signature "action" instead."""
+    numbered: dict[int, torch.Tensor] = {}
+    for name, tensor in read_checkpoint(path).items():
+        found = re.fullmatch(r"model_variables/(\d+)", name.removesuffix(ENDING))
+        if found:
+            numbered[int(found.group(1))] = tensor
+    values = [numbered[key] for key in sorted(numbered)]
+    layers: list[Layer] = []
+    for tensor in values:
+        if tensor.ndim == 1 and layers and layers[-1].bias is None:
+            layers[-1].bias = tensor
+        else:
+            layers.append(Layer(f"layer{len(layers)}", _out_first(tensor)))
+    make = GraphBuilder()
+    try:
+        if not layers:
+            raise FormatError("holds no model_variables; give signature='action'")
+        x = make.input("observation", shape=image_layout(layers))
+        make.output(chain(make, x, layers, activation), "output", shape=("rows", None))
+        return make.build(about=About(format="tf-agents", producer="tf-agents"))
+    except FormatError as error:
+        raise FormatError(
+            f"{error.reason}; its layers are no chain, give signature='action'", path=str(path), op=error.op
+        ) from error
+
+
+def _out_first(kernel: torch.Tensor) -> torch.Tensor:
+    """A kernel as PyTorch has it: [out, in] or [out, in, rows, columns]."""
+    if kernel.ndim == 4:
+        return kernel.permute(3, 2, 0, 1).contiguous()
+    return kernel.T.contiguous() if kernel.ndim == 2 else kernel
+
+
+def layer_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Kernels and biases under the names that `chains` knows: "pi/w" -> "pi.weight", transposed; the rest as it is."""
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, last = name.removesuffix(ENDING).removesuffix(":0").rpartition("/")
+        word = re.sub(r"\d+$", "", last)
+        number = last[len(word) :]
+        if word in KERNELS:
+            out[f"{stem or 'layer'}{number}.weight"] = _out_first(tensor)
+        elif word in BIASES:
+            out[f"{stem or 'layer'}{number}.bias"] = tensor
+        else:
+            out[name.removesuffix(ENDING)] = tensor
+    return out
+
+
+def _chains(tensors: Mapping[str, torch.Tensor], activation: str, path: Path) -> GraphModule:
+    named = {name.replace("/", "."): tensor for name, tensor in layer_tensors(tensors).items() if tensor.ndim}
+    make = GraphBuilder()
+    try:
+        groups = groups_of(named)
+        if not groups:
+            raise FormatError(f"holds no chains of layers; variables: {sorted(tensors)[:6]}")
+        first = next(iter(groups.values()))
+        x = make.input("observation", shape=image_layout(first))
+        for name, layers in groups.items():
+            make.output(chain(make, x, layers, activation), name, shape=("rows", None))
+        return make.build(about=About(format="tensorflow", producer="tensorflow"))
+    except FormatError as error:
+        raise FormatError(error.reason, path=str(path), op=error.op) from error
