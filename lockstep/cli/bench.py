@@ -15,6 +15,7 @@ BENCHES = {
     "engine": ("lockstep.cli.bench_engine", "the engine beside llama.cpp or vLLM on the same weights"),
     "export": ("lockstep.cli.bench_export", "one policy in every runtime: same actions, sizes, latencies"),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
+    "rl": ("lockstep.cli.bench_rl", "what exactness costs; a step of reinforcement of a language model beside TRL"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "soak": ("lockstep.cli.bench_soak", "an engine under mixed traffic for minutes: memory, pages, texts"),
     "server": ("lockstep.cli.bench_server", "policy server under concurrent clients"),

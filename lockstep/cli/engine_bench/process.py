@@ -44,6 +44,19 @@ class Worker:
         )
         self._rest = b""
 
+    def tell(self, message: dict[str, Any]) -> None:
+        """A line that is not answered.
+
+        Raises:
+            ConfigError: the worker has ended; the message ends with its last lines.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failed("plan") from None
+
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """What the worker answers.
 
