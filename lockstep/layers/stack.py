@@ -66,6 +66,10 @@ class DecoderLayers(nn.ModuleList):
         """The tensors of parameters have changed: read their addresses again."""
         self._stack, self._seen = None, []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads addresses of its own."""
+        return {**self.__dict__, "_stack": None, "_seen": []}
+
     def _compiled(self) -> DecoderStack | None:
         stale = self._stack is None
         for projection, seen in self._seen:

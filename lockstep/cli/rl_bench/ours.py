@@ -74,7 +74,7 @@ def vowels(text: str) -> float:
 def config_of(plan: Plan) -> GRPOConfig:
     """The peer's settings in our words: one AdamW step of a clipped surrogate a batch, the mean over tokens."""
     return GRPOConfig(
-        task=TaskConfig(name=f"{__name__}:Letters", options={"path": plan.prompts}, partial_credit=True),
+        task=TaskConfig(name=f"{__name__}:Letters", options={"path": plan.prompts}, partial_credit="always"),
         model=ModelConfig(path=plan.model),
         rollout=RolloutConfig(
             groups=plan.groups, group_size=plan.group_size, max_tokens=plan.max_tokens, memory_mb=256
