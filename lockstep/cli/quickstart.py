@@ -11,7 +11,7 @@ QUICKSTARTS = {
     "language": ("lockstep.cli.quickstart_language", "train a new language model by GRPO, serve it, ask it a question"),
     "control": ("lockstep.cli.quickstart_control", "train CartPole by PPO, plot, serve and query the policy"),
 }
-DEFAULT = "control"
+DEFAULT = "language"
 
 
 def main(args: Sequence[str]) -> int:

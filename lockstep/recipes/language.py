@@ -23,7 +23,8 @@ def _recipe(
     name: str, options: dict[str, bool | int | float | str], start: int, updates: int, max_tokens: int
 ) -> GRPOConfig:
     """A new model of 0.9M parameters: a supervised start of so many steps, then so many updates."""
-    schedule = ScheduleConfig(kind="linear", warmup_steps=10, total_steps=start, final=0.1)
+    schedule = ScheduleConfig(kind="linear", warmup_steps=10, final=0.1)
+    falling = ScheduleConfig(kind="linear", final=0.1)
     warm = LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=3e-3, muon_lr=0.02, schedule=schedule))
     return GRPOConfig(
         task=TaskConfig(name=name, options=options),
@@ -32,15 +33,15 @@ def _recipe(
         rollout=RolloutConfig(groups=64, group_size=8, max_tokens=max_tokens),
         verifier=VerifierConfig(workers=0),
         learn=LearnConfig(minibatches=2),
-        learner=LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=1e-4, muon_lr=1e-3)),
-        evaluation=EvaluationConfig(problems=256),
-        run=UpdatesConfig(total_steps=updates, eval_every=20),
+        learner=LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=2e-4, muon_lr=2e-3, schedule=falling)),
+        evaluation=EvaluationConfig(problems=256, samples=4, temperature=1.0),
+        run=UpdatesConfig(total_steps=updates, eval_every=25),
     )
 
 
 def spell_backward() -> GRPOConfig:
     """Words spelled backward, by GRPO: a new 0.9M-parameter model, for minutes on two cores."""
-    return _recipe("spell_backward", {"max_word_len": 7}, start=50, updates=80, max_tokens=10)
+    return _recipe("spell_backward", {"max_word_len": 7}, start=60, updates=130, max_tokens=10)
 
 
 def chain_sum() -> GRPOConfig:

@@ -97,7 +97,8 @@ def train(config: GRPOConfig, session: Session) -> Result:
     loss = config.learn.loss
     heads = {"value": ScalarHead(model.facts.width)} if loss.advantage == "gae" else {}
     adapter = config.adapter.build(model, session.seed)
-    learner = Learner(model, config.learner, adapter=adapter, heads=heads)
+    steps = config.run.total_steps * config.learn.num_steps
+    learner = Learner(model, config.learner, adapter=adapter, heads=heads, total_steps=steps)
     # What a KL penalty pulls to: the model as reinforcement found it, and as every resumed process must find it again. Of an
     # adapter that is the model itself.
     reference = None

@@ -44,7 +44,7 @@ def supervised_start(
     Raises:
         ConfigError: a problem without a reference answer.
     """
-    learner, loss = Learner(model, config.learner), float("nan")
+    learner, loss = Learner(model, config.learner, total_steps=config.steps), float("nan")
     for step, examples in enumerate(_batches(tokenizer, source, config)):
         num_tokens = sum(example.num_weighted for example in examples)
         micros = micro_batches(examples, config.micro_tokens)
