@@ -247,7 +247,7 @@ def load(path: Path | str) -> Policy:
     """The policy of a run directory or policy folder.
 
     Raises:
-        CheckpointError: missing, damaged, or not finished (no policy written yet).
+        CheckpointError: missing, damaged, or a run before its first checkpoint.
     """
     return load_policy(Path(path))
 

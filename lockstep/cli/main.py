@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"lockstep {verb}: {error}", file=sys.stderr)  # a file to write: --json, --out, --plot
+        return 2
 
 
 def _usage() -> str:

@@ -14,7 +14,7 @@ from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.learn.session import Result as LanguageResult
 from lockstep.recipes import RECIPES, list_recipes, recipe
-from lockstep.rl.algorithms import is_language
+from lockstep.rl.algorithms import is_language, validated
 from lockstep.runs.console import Columns, ProgressDisplay, print_curve
 from lockstep.runs.directory import RunState
 from lockstep.runs.record import RunRecord, read_run
@@ -96,6 +96,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"{unknown_name('option', args[0], ['--list', '--resume', '--help'])}\n{USAGE}")
     name = args[0]
     output, config = _parse(name, recipe(name), args[1:])
+    validated(config)
     with ProgressDisplay(config.run.total_steps, output.name or name, columns=columns(config)) as display:
         run = train(
             config,

@@ -11,6 +11,7 @@ from lockstep.learn import session as language
 from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
 from lockstep.rl.control import distill as policy_distill
 from lockstep.rl.lm import grpo
+from lockstep.rl.ranges import check_ranges
 from lockstep.rl.session import ProgressHook, RunConfig, Session
 from lockstep.runs.directory import RunDirectory
 
@@ -53,9 +54,11 @@ def validated(config: AlgorithmConfig) -> AlgorithmConfig:
     """The config, if it is one that can be trained.
 
     Raises:
-        ConfigError: not an algorithm's config.
+        ConfigError: not an algorithm's config, or a value that no algorithm can use.
     """
     train_function(type(config).__name__)
+    if isinstance(config.run, RunConfig):
+        check_ranges(config)
     if config.run.total_steps < 1:
         raise ConfigError(f"run.total_steps={config.run.total_steps}; expected at least 1")
     return config

@@ -194,25 +194,15 @@ class Session:
         assert self.policy is not None
         self._check_finite({})
         evaluation = self.evaluations[-1][1] if self._finished else None
-        if self.config.final_episodes and not self._finished:
+        if self._finished:
+            self._write_policy()  # killed after its last checkpoint
+        elif self.config.final_episodes:
             evaluation = self._run_evaluation(self.config.final_episodes)
             self._record(evaluation, final=True)
             self._finished = True
             self._save()
-        elif not self._finished:
+        else:
             self._save()
-        if self.directory is not None:
-            results = {"environment": self.env.id, "steps": self.step, "train seconds": f"{self.train_seconds:.2f}"}
-            if evaluation is not None:
-                results["return"] = str(evaluation)
-            self.policy.version = self.step
-            save_policy(
-                self.policy,
-                self.directory.policy_path,
-                results=results,
-                title=self.directory.path.name,
-                environment=config_to_json(self.env),
-            )
         self.close()
         return Result(self.policy, evaluation, self.step, self.train_seconds)
 
@@ -303,6 +293,24 @@ class Session:
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         self._checkpoints.save(self.step, state, score)
+        self._write_policy()
+
+    def _write_policy(self) -> None:
+        """The policy folder: a server that watches it takes this version up, and a run that was killed can be evaluated."""
+        if self.directory is None:
+            return
+        assert self.policy is not None
+        self.policy.version = self.step
+        results = {"environment": self.env.id, "steps": self.step, "train seconds": f"{self.train_seconds:.2f}"}
+        if self.evaluations and self.evaluations[-1][0] == self.step:
+            results["return"] = str(self.evaluations[-1][1])
+        save_policy(
+            self.policy,
+            self.directory.policy_path,
+            results=results,
+            title=self.directory.path.name,
+            environment=config_to_json(self.env),
+        )
 
     def _restore(self) -> None:
         assert self._checkpoints is not None

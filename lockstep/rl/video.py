@@ -32,11 +32,13 @@ def record_episodes(
         Return of each finished episode.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: another suffix, no episodes, or a file that cannot be written.
         EnvError: the environment gives no picture.
     """
     if out.suffix not in VIDEO_KINDS:
         raise ConfigError(f"video {out} has suffix {out.suffix!r}; expected one of {', '.join(VIDEO_KINDS)}")
+    if episodes < 1 or fps < 0:
+        raise ConfigError(f"episodes={episodes}, fps={fps}; expected at least 1 and 0")
     imageio = require("imageio.v2", extra="video")
     config = rendering(replace(env, clip_reward=False))
     stepper = make_env(config, seed=seed)
@@ -54,8 +56,11 @@ def record_episodes(
         fps = fps or int(stepper.env.metadata.get("render_fps", 30))
     finally:
         stepper.close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(imageio, out, frames, fps)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(imageio, out, frames, fps)
+    except OSError as error:
+        raise ConfigError(f"video {out} cannot be written: {error}") from error
     return returns
 
 

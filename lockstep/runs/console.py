@@ -101,7 +101,7 @@ class ProgressDisplay:
         self._recent.append((now, self._step))
         then, step = self._recent[0]
         rate = (self._step - step) / (now - then) if now > then else 0.0
-        left = (self._total - self._step) / rate if rate > 0 else math.inf
+        left = max(self._total - self._step, 0) / rate if rate > 0 else math.inf
         facts = [
             f"{self._step:,}/{self._total:,}",
             f"{number_text(rate)} steps/s",

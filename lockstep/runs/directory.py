@@ -9,7 +9,7 @@
   samples.jsonl   of language models: {"step", "prompt", "text", "reward", ...}, for people to read
   tensorboard/    the same metrics as event files
   checkpoints/    training states
-  policy/         the finished policy
+  policy/         the policy of the newest checkpoint, and in the end the finished one
   model/          the finished language model, as a Hugging Face folder
   passport.json   config, versions, seeds, digests and scores of a finished language model, in one file
   run.lock        held by the process that writes
@@ -254,18 +254,19 @@ def read_status(path: Path) -> RunStatus:
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"runs cannot be written to {root}: {error}; choose another folder") from error
     number = 1
     while True:
         path = root / (name if number == 1 else f"{name}-{number}")
         try:
+            root.mkdir(parents=True, exist_ok=True)
             path.mkdir()
             return path
-        except FileExistsError:
+        except FileExistsError as error:
+            if not root.is_dir():
+                raise ConfigError(f"runs cannot be written to {root}: it is a file; choose another folder") from error
             number += 1
+        except OSError as error:
+            raise ConfigError(f"runs cannot be written to {root}: {error}; choose another folder") from error
 
 
 def _write_json(path: Path, document: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.core.errors import InputError
+from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.extras import require
 from lockstep.runs.stats import Interval, t_quantile
 
@@ -89,6 +89,7 @@ def plot_curves(
     Raises:
         MissingExtraError: matplotlib is not installed.
         InputError: see `band_of`.
+        ConfigError: a suffix that matplotlib does not know.
     """
     bands = {label: band_of(curves, level=level, smooth=smooth) for label, curves in groups.items()}
     figure, axes = _figure(8.0, 4.8)
@@ -173,6 +174,11 @@ def _save(figure: Any, axes: Any, title: str, out: Path) -> Path:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    known = figure.canvas.get_supported_filetypes()
+    if out.suffix.removeprefix(".") not in known:
+        raise ConfigError(
+            f"picture {out} has suffix {out.suffix!r}; expected one of {', '.join(f'.{k}' for k in known)}"
+        )
     figure.savefig(out)
     return out
 

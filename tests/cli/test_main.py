@@ -66,6 +66,8 @@ def test_train_eval_resume_runs(
     assert list((run / "tensorboard").iterdir())
     assert main(["eval", str(run), "--episodes", "3", "--json", "eval.json"]) == 0
     assert len(json.loads(Path("eval.json").read_text())["returns"]) == 3
+    assert main(["eval", str(run), "--episodes", "1", "--json", "nowhere/eval.json"]) == 2
+    assert "nowhere/eval.json" in capsys.readouterr().err
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(["train", "--resume", str(run)]) == 0

@@ -50,6 +50,8 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     policy = policy_for(config)
     with pytest.raises(ConfigError, match="avi"):
         record_episodes(policy, config, tmp_path / "episode.avi", episodes=1, seed=0)
+    with pytest.raises(ConfigError, match="episodes=0"):
+        record_episodes(policy, config, tmp_path / "episode.gif", episodes=0, seed=0)
     with pytest.raises(LockstepError, match="CounterEnv"):
         record_episodes(policy, config, tmp_path / "episode.gif", episodes=1, seed=0)
     assert not list(tmp_path.iterdir())

@@ -60,6 +60,15 @@ def test_a_resumed_run_counts_its_own_steps_in_the_rate() -> None:
     assert " 95% | 950/1,000 | 5 steps/s | ETA 0:10" in stream.getvalue()
 
 
+def test_an_update_that_ends_beyond_the_total_leaves_no_time() -> None:
+    stream = io.StringIO()
+    now = [0.0]
+    with ProgressDisplay(10, stream=stream, clock=lambda: now[0]) as display:
+        now[0] = 10.0
+        display.update(256)
+    assert "100% | 256/10 | 25.6 steps/s | ETA 0:00" in stream.getvalue()
+
+
 def test_live_display_on_a_terminal() -> None:
     stream = Terminal()
     run(stream, seconds=3.0, every=0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.core.errors import InputError
+from lockstep.core.errors import ConfigError, InputError
 from lockstep.runs.plot import Curve, band_of, plot_curves, plot_intervals
 from lockstep.runs.stats import Interval, t_interval
 
@@ -43,13 +43,15 @@ def test_smoothing_keeps_constants_and_ends() -> None:
     assert (ends.mean_G[0], ends.mean_G[-1]) == (1.5, 4.5)
 
 
-def test_curves_that_cannot_be_drawn_are_refused() -> None:
+def test_curves_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without values"):
         band_of([Curve([], [])])
     with pytest.raises(InputError, match="do not overlap"):
         band_of([Curve([0, 1], [1.0, 1.0]), Curve([5, 6], [1.0, 1.0])])
     with pytest.raises(InputError, match="no scores"):
         plot_intervals({}, Path("x.png"))
+    with pytest.raises(ConfigError, match=r"'\.foo'; expected one of .*\.png"):
+        plot_curves({"a": [Curve([0, 1], [1.0, 1.0])]}, tmp_path / "x.foo")
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

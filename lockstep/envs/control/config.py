@@ -34,8 +34,9 @@ class EnvConfig:
     """One environment, how many copies of it and how they are stepped."""
 
     id: str = "CartPole-v1"
-    """Gymnasium id ("CartPole-v1", "ALE/Pong-v5", "MiniGrid-Empty-5x5-v0", "MinAtar/Breakout-v1") or an import path
-    "package.module:callable_or_class" that returns a `gymnasium.Env` or is a `gymnasium.vector.VectorEnv` class."""
+    """Gymnasium id ("CartPole-v1", "ALE/Pong-v5", "MiniGrid-Empty-5x5-v0", "MinAtar/Breakout-v1"; "package:MyEnv-v0" where
+    importing the package registers it) or an import path "package.module:callable_or_class" that returns a
+    `gymnasium.Env` or is a `gymnasium.vector.VectorEnv` class."""
     num_envs: int = 8
     """Copies stepped together (environments)."""
     vectoriser: Vectoriser = "auto"

@@ -21,7 +21,7 @@ from lockstep.envs.control.episodes import MaskSource, SeededEpisodes, broken, e
 from lockstep.envs.control.mujoco_sim import TASKS, MujocoSim
 from lockstep.envs.control.restore import ArrayRestore, ArrayState, NoRestore, ReplayRestore, Restorer
 from lockstep.envs.control.serial import SerialVectorEnv
-from lockstep.envs.control.single import find_spec, find_target, make_single
+from lockstep.envs.control.single import find_spec, find_target, is_target, make_single, not_made
 from lockstep.envs.control.stepper import Stepper
 from lockstep.envs.control.workers import WorkerVectorEnv
 
@@ -96,7 +96,7 @@ def find_native(config: EnvConfig) -> NativeForm | None:
     """The environment's native vector form, None if it has none."""
     if config.id.startswith(ATARI):
         return NativeForm(_atari, is_only_form=True)
-    if ":" in config.id:
+    if is_target(config.id):
         target = find_target(config.id)
         if isinstance(target, type) and issubclass(target, gym.vector.VectorEnv):
             return NativeForm(_user_vector, is_only_form=True)
@@ -205,16 +205,16 @@ def _user_vector(config: EnvConfig) -> Stepper:
         raise ConfigError(f"time_limit: {config.id} is a vector environment, which keeps its own limit; use its kwargs")
     try:
         env = target(num_envs=config.num_envs, **kwargs)
-    except TypeError as error:
-        raise EnvError(f"{config.id} with kwargs {kwargs} could not be made: {error}") from error
+    except Exception as error:
+        raise not_made(config, error) from error
     return vector_stepper(env, config)
 
 
 def _user_sim(config: EnvConfig) -> Stepper:
     try:
         sim: BatchSim = find_target(config.id)(config.num_envs, **config.kwargs)
-    except TypeError as error:
-        raise EnvError(f"{config.id} with kwargs {config.kwargs} could not be made: {error}") from error
+    except Exception as error:
+        raise not_made(config, error) from error
     return batch_stepper(config, sim)
 
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from copy import deepcopy
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -33,9 +34,8 @@ def make_single(config: EnvConfig) -> gym.Env:
         EnvError: unknown id or import path, or the constructor failed.
         MissingExtraError: its package is not installed.
     """
-    if ":" in config.id:
+    if is_target(config.id):
         return _from_target(config, find_target(config.id))
-    register(config.id)
     spec = find_spec(config.id)
     for prefix, (package, extra) in ENTRY_EXTRAS.items():
         if str(spec.entry_point).startswith(prefix):
@@ -45,8 +45,14 @@ def make_single(config: EnvConfig) -> gym.Env:
     spec.order_enforce = False
     try:
         return gym.make(spec, max_episode_steps=config.time_limit, disable_env_checker=True, **config.kwargs)
-    except (TypeError, ValueError, AttributeError, gym.error.Error) as error:
-        raise EnvError(f"{config.id} with kwargs {config.kwargs} could not be made: {error}") from error
+    except Exception as error:
+        raise not_made(config, error) from error
+
+
+def not_made(config: EnvConfig, error: Exception) -> EnvError:
+    """The error of a constructor that failed, to be raised from `error`; it may be any, for the constructor is a user's."""
+    cause = str(error) if isinstance(error, (TypeError, gym.error.Error)) else f"{type(error).__name__}: {error}"
+    return EnvError(f"{config.id} with kwargs {config.kwargs} could not be made: {cause}")
 
 
 def register(env_id: str) -> None:
@@ -66,15 +72,41 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     Raises:
         EnvError: unknown id, with the closest registered ones.
     """
-    register(env_id)
-    if env_id in gym.registry:
-        return gym.registry[env_id]
-    near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module(module, env_id)
+    register(name)
+    if name in gym.registry:
+        return gym.registry[name]
+    near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise EnvError(
         f"unknown environment {env_id!r}; {hint}For your own, register it with gymnasium or give an import path "
         "'package.module:callable_or_class'. Extras bring more: box2d, mujoco, atari (ALE/...), minigrid, minatar"
     )
+
+
+def is_target(env_id: str) -> bool:
+    """Whether it is the import path of a callable; else it is a Gymnasium id, which may name the module that registers it
+    ("my_package:MyEnv-v0"), as `gymnasium.make` takes it too.
+
+    Raises:
+        EnvError: no such module.
+    """
+    module, _, name = env_id.rpartition(":")
+    return bool(module) and (name in vars(import_module(module, env_id)) or name not in gym.registry)
+
+
+def import_module(name: str, env_id: str) -> ModuleType:
+    """The module that an environment's id or path names.
+
+    Raises:
+        EnvError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise EnvError(f"environment {env_id!r}: cannot import {name!r} ({type(error).__name__}: {error})") from error
 
 
 def find_target(path: str) -> Callable[..., Any]:
@@ -83,12 +115,8 @@ def find_target(path: str) -> Callable[..., Any]:
     Raises:
         EnvError: no such module or name.
     """
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise EnvError(f"environment {path!r}: cannot import {module_name!r} ({error})") from error
-    names = vars(module)
+    module_name, _, name = path.rpartition(":")
+    names = vars(import_module(module_name, path))
     if name not in names or not callable(names[name]):
         near = difflib.get_close_matches(name, [key for key, value in names.items() if callable(value)], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -100,8 +128,8 @@ def find_target(path: str) -> Callable[..., Any]:
 def _from_target(config: EnvConfig, target: Callable[..., Any]) -> gym.Env:
     try:
         env = target(**config.kwargs)
-    except TypeError as error:
-        raise EnvError(f"{config.id} with kwargs {config.kwargs} could not be made: {error}") from error
+    except Exception as error:
+        raise not_made(config, error) from error
     if not isinstance(env, gym.Env):
         raise EnvError(f"{config.id} gave a {type(env).__name__}; expected a gymnasium.Env")
     return env if config.time_limit is None else gym.wrappers.TimeLimit(env, config.time_limit)

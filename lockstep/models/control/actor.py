@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.core.tree import tree_map
+from lockstep.models.control.observation import one_row
 from lockstep.models.control.plan import build_plan
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Actor:
         """Best action for one observation, without a row dimension; see `Policy.predict`."""
         if self._plan is not None:
             return self._plan.predict(obs)
-        step = self.act(tree_map(lambda x: np.asarray(x)[None], obs), deterministic=True)
+        step = self.act(one_row(self.policy.spec.obs_space, obs), deterministic=True)
         self.starts.zero_()
         return step.env_action[0].numpy()
 

@@ -58,7 +58,7 @@ def load_policy(folder: Path) -> Policy:
             return load_policy(folder / "policy")
         raise CheckpointError(
             f"{folder} is not a policy folder: it lacks config.json or model.safetensors; "
-            "give a folder written by training (RUN/policy) or by save_policy"
+            "give a folder written by training (RUN/policy, from a run's first checkpoint on) or by save_policy"
         )
     try:
         config = json.loads((folder / "config.json").read_text())

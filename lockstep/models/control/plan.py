@@ -25,6 +25,7 @@ from lockstep.models.control.heads import (
     QValues,
     SquashedGaussian,
 )
+from lockstep.models.control.observation import real_array
 from lockstep.models.control.step import PolicyStep
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class PolicyPlan:
 
     def predict(self, obs: Any) -> Any:
         """Best action for one observation without a row dimension, in the environment's form."""
-        array = obs if isinstance(obs, np.ndarray) else np.asarray(obs, dtype=np.float32)
+        array = obs if isinstance(obs, np.ndarray) else real_array(obs)
         if array.shape != self._row_shape:
             raise InputError(f"observation has shape {array.shape}; expected {self._row_shape}", field="observation")
         self._plan.run(array if array.ndim == 1 else array.reshape(self._obs_shape), deterministic=True)

@@ -186,6 +186,9 @@ class Policy(nn.Module):
         """Best action for one observation (no leading row dimension), in the environment's own form.
 
         A policy with state (recurrent, frame stack) remembers it from call to call; `reset_predict()` starts an episode.
+
+        Raises:
+            InputError: the observation is not of the policy's space; `field` names the part.
         """
         if self._predictor is None:
             self._predictor = Actor(self, 1, seed=0)

@@ -23,6 +23,8 @@ class Strange(gym.Env):
     """Nested observations, an offset discrete action space, and trouble on request."""
 
     def __init__(self, trouble: str = "", trouble_at: int = 3) -> None:
+        if trouble == "make":
+            raise RuntimeError("no display")
         self.observation_space = gym.spaces.Dict(
             {
                 "outer": gym.spaces.Dict({"inner": gym.spaces.Box(-1, 1, (2, 2), np.float64)}),
@@ -145,6 +147,19 @@ def test_unknown_ids_name_the_nearest() -> None:
         find_target("no.such.module:Env")
     with pytest.raises(EnvError, match="could not be made"):
         make_env(EnvConfig(id="Pendulum-v1", kwargs={"gravity": 1.0}), seed=0)
+    with pytest.raises(EnvError, match="could not be made: RuntimeError: no display"):
+        make_env(EnvConfig(id=f"{HERE}:Strange", kwargs={"trouble": "make"}), seed=0)
+
+
+def test_an_id_may_name_the_module_that_registers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gym.envs.registration.EnvSpec("Odd-v0", entry_point=Strange, max_episode_steps=7)
+    monkeypatch.setitem(gym.registry, "Odd-v0", spec)
+    stepper = make_env(EnvConfig(id=f"{HERE}:Odd-v0", num_envs=2), seed=0)
+    assert not any(stepper.step(np.zeros(2, np.int64) + 5).truncated_N.any() for _ in range(6))
+    assert stepper.step(np.zeros(2, np.int64) + 5).truncated_N.all()
+    stepper.close()
+    with pytest.raises(EnvError, match="did you mean Strange"):
+        make_env(EnvConfig(id=f"{HERE}:Strang-v0"), seed=0)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

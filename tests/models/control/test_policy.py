@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lockstep import kernels
-from lockstep.core.errors import CheckpointError, ConfigError
+from lockstep.core.errors import CheckpointError, ConfigError, InputError
 from lockstep.core.spaces import BoxSpace, DictSpace, DiscreteSpace, MultiDiscreteSpace, Space
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.folder import load_policy, save_policy
@@ -261,3 +262,36 @@ def test_predict_matches_actor_and_env_dtype() -> None:
         obs = random_obs(policy.spec.obs_space, 1, np.random.default_rng(5))
         expected = Actor(policy, 1, seed=0).act(obs, deterministic=True).env_action[0].numpy()
         assert np.array_equal(policy.predict(rows(obs, 0)), expected)
+
+
+NAN = [0.0, 0.0, 0.0, 0.0, float("nan")]
+CAMERA = np.zeros((10, 10, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "obs", "told"),
+    [
+        ("mlp-discrete", "text", "expected an array of numbers"),
+        ("mlp-discrete", {"a": 1}, "expected an array of numbers"),
+        ("lstm", "text", "expected numbers"),
+        ("lstm", None, "expected numbers"),
+        ("lstm", [0.0] * 4, r"shape \(4,\); expected \(5,\)"),
+        ("stack", NAN, "holds NaN"),
+        ("gru", {"camera": CAMERA, "speed": [0.0] * 5}, "lacks 'gear'"),
+        ("gru", {"camera": CAMERA, "speed": [0.0] * 5, "gear": 4}, "gear=4; expected 0 to 3"),
+        ("gru", {"camera": CAMERA, "speed": [0.0] * 5, "gear": 0.5}, "gear: expected integers"),
+        ("gru", [0.0] * 5, "lacks 'camera'"),
+    ],
+)
+def test_predict_names_what_is_wrong(name: str, obs: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make_policy(name).predict(obs)
+
+
+def test_predict_takes_nested_observations_and_leaves_out_what_it_does_not_know() -> None:
+    space = DictSpace({"outer.inner": VECTOR, "pair.0": DiscreteSpace(4, start=2), "pair.1": VECTOR})
+    policy = Policy(PolicySpec(obs_space=space, action_space=DiscreteSpace(3), head="categorical"), seed=1)
+    inner, other = np.linspace(-1, 1, 5), [0.5] * 5
+    nested = policy.predict({"outer": {"inner": inner}, "pair": (3, other), "words": "hi"})
+    flat = {"outer.inner": inner[None], "pair.0": np.array([3]), "pair.1": np.array([other])}
+    assert nested == Actor(policy, 1, seed=0).act(flat, deterministic=True).env_action[0]

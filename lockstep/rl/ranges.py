@@ -1,0 +1,66 @@
+"""Which values the fields of a control configuration may have. A field is known by its name, which means the same in every
+algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from lockstep.core.errors import ConfigError, unknown_name
+
+
+class Rule(NamedTuple):
+    """What is allowed, and how an error says it.
+
+    >>> POSITIVE.allows(0.2), POSITIVE.allows(float("nan"))
+    (True, False)
+    """
+
+    allows: Callable[[Any], bool]
+    text: str
+
+
+COUNT = Rule(lambda x: isinstance(x, Integral) and x >= 1, "at least 1")
+INDEX = Rule(lambda x: isinstance(x, Integral) and x >= 0, "0 or more")
+POSITIVE = Rule(lambda x: isinstance(x, Real) and x > 0, "a number above 0")
+WEIGHT = Rule(lambda x: isinstance(x, Real) and 0 <= x < math.inf, "a finite number, 0 or more")
+FINITE = Rule(lambda x: isinstance(x, Real) and math.isfinite(x), "a finite number")
+SHARE = Rule(lambda x: isinstance(x, Real) and 0 <= x <= 1, "a number from 0 to 1")
+PART = Rule(lambda x: isinstance(x, Real) and 0 < x <= 1, "a number above 0 and at most 1")
+
+_NAMES = {
+    COUNT: "total_steps threads eval_episodes keep_checkpoints num_steps num_epochs minibatch_size batch_size frame_stack "
+    "num_critics num_quantiles num_atoms policy_delay target_every hidden_sizes encoder_size recurrent_size",
+    INDEX: "seed log_every eval_every final_episodes checkpoint_every",
+    POSITIVE: "clip value_clip max_grad_norm target_kl temperature_init max_weight",
+    WEIGHT: "learning_rate learning_rate_end adam_eps clip_end value_coef exploration_noise target_noise "
+    "target_noise_clip temperature priority_alpha",
+    FINITE: "entropy_coef entropy_coef_end log_std_init target_entropy reward_scale",
+    SHARE: "gae_lambda epsilon_start epsilon_end exploration_fraction priority_beta",
+    PART: "gamma tau",
+}
+RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Look at every field of a configuration and of its parts; None is no value and passes.
+
+    Raises:
+        ConfigError: naming the field, what it has and what it may have.
+    """
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        name, value = field.name, config.__dict__[field.name]
+        if is_dataclass(value):
+            check_ranges(value, f"{prefix}{name}.")
+            continue
+        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            raise ConfigError(unknown_name(f"{prefix}{name}", str(value), get_args(hints[name])))
+        rule = RULES.get(name)
+        if rule is None or value is None:
+            continue
+        if not all(map(rule.allows, value if isinstance(value, tuple | list) else (value,))):
+            raise ConfigError(f"{prefix}{name}={value!r}; expected {rule.text}")
