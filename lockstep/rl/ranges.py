@@ -23,13 +23,21 @@ class Rule(NamedTuple):
     text: str
 
 
-COUNT = Rule(lambda x: isinstance(x, Integral) and x >= 1, "at least 1")
-INDEX = Rule(lambda x: isinstance(x, Integral) and x >= 0, "0 or more")
-POSITIVE = Rule(lambda x: isinstance(x, Real) and x > 0, "a number above 0")
-WEIGHT = Rule(lambda x: isinstance(x, Real) and 0 <= x < math.inf, "a finite number, 0 or more")
-FINITE = Rule(lambda x: isinstance(x, Real) and math.isfinite(x), "a finite number")
-SHARE = Rule(lambda x: isinstance(x, Real) and 0 <= x <= 1, "a number from 0 to 1")
-PART = Rule(lambda x: isinstance(x, Real) and 0 < x <= 1, "a number above 0 and at most 1")
+def _is_whole(x: object) -> bool:
+    return isinstance(x, Integral)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, Real)
+
+
+COUNT = Rule(lambda x: _is_whole(x) and x >= 1, "at least 1")
+INDEX = Rule(lambda x: _is_whole(x) and x >= 0, "0 or more")
+POSITIVE = Rule(lambda x: _is_number(x) and x > 0, "a number above 0")
+WEIGHT = Rule(lambda x: _is_number(x) and 0 <= x < math.inf, "a finite number, 0 or more")
+FINITE = Rule(lambda x: _is_number(x) and math.isfinite(x), "a finite number")
+SHARE = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
+PART = Rule(lambda x: _is_number(x) and 0 < x <= 1, "a number above 0 and at most 1")
 
 _NAMES = {
     COUNT: "total_steps threads eval_episodes keep_checkpoints num_steps num_epochs minibatch_size batch_size frame_stack "
