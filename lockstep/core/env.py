@@ -33,9 +33,3 @@ def converter_python(name: str) -> Path:
 def child_environment(**extra: str) -> dict[str, str]:
     """Copy of the environment for a child process, with `extra` set."""
     return {**os.environ, **extra}
-
-
-def converter_python(framework: str) -> str:
-    """Interpreter of a virtual environment with a framework's converter to ONNX: `LOCKSTEP_TENSORFLOW_PYTHON`,
-    `LOCKSTEP_PADDLE_PYTHON`; empty where it is not set."""
-    return os.environ.get(f"LOCKSTEP_{framework.upper()}_PYTHON", "")

@@ -53,11 +53,11 @@ def interpreter(framework: str, module: str, given: str) -> str:
     Raises:
         MissingExtraError: none is named, and ours lacks the converter.
     """
-    named = given or converter_python(framework)
-    if named:
-        if not Path(named).exists():
+    named = Path(given) if given else converter_python(framework)
+    if named != Path(sys.executable):
+        if not named.exists():
             raise MissingExtraError(f"the interpreter {named} for {framework} does not exist")
-        return named
+        return str(named)
     if importlib.util.find_spec(module) is not None:
         return sys.executable
     raise MissingExtraError(

@@ -76,6 +76,12 @@ READERS: dict[str, Reader] = {
     "cleanrl": Reader(
         (".cleanrl_model",), "lockstep.interop.pytorch.cleanrl:read_cleanrl", "CleanRL checkpoint of PyTorch"
     ),
+    "keras": Reader(
+        (".keras", ".h5", ".h5f", ".hdf5"),
+        "lockstep.interop.keras.reader:read_keras",
+        "Keras 2 or 3 model",
+        lambda path, head: not path.name.endswith(".caffemodel.h5"),
+    ),
     "tf": Reader(
         ("", ".pb", ".index", ".meta"),
         "lockstep.interop.tensorflow.reader:read_tensorflow",

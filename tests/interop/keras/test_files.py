@@ -1,0 +1,89 @@
+"""Files of the real Keras 2 and 3, read without Keras, against the outputs that it computed; tuned weights go back."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("h5py")
+
+from lockstep.core.errors import FormatError
+from lockstep.interop.keras import read_keras, save_keras
+from lockstep.interop.readers import format_of, load
+
+FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
+CASES: dict[str, dict[str, object]] = {
+    "tf/mlp.keras": {},
+    "tf/mlp.h5": {},
+    "tf/cnn.keras": {},
+    "tf/gru.keras": {},
+    "tf/lstm.keras": {},
+    "keras2/k2cnn.keras": {},
+    "keras2/k2rnn.keras": {},
+    "keras2/k2rnn.h5": {},
+    "keras3/a.keras": {},
+    "keras3/a.h5": {},
+    "keras3/a.weights.h5": {"config": FILES / "keras3" / "a.json"},
+    "keras3/b.keras": {},
+    "keras3/c.keras": {},
+    "keras3/c.h5": {},
+}
+
+
+def _outputs(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    out = module(x)
+    return [out] if isinstance(out, torch.Tensor) else list(out)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_equals_keras_at_three_batch_sizes_and_trains_every_weight(name: str, tmp_path: Path) -> None:
+    assert format_of(FILES / name) == "keras"
+    module = load(FILES / name, **CASES[name])
+    stored = np.load(FILES / f"{name.split('.')[0]}_io.npz")
+    keys = [key for key in ("y0", "y1") if key in stored]
+    x = torch.from_numpy(stored["x"])
+    for num in (1, 2, len(x)):
+        for got, key in zip(_outputs(module, x[:num]), keys, strict=True):
+            assert np.abs(got.detach().numpy() - stored[key][:num]).max() <= 1e-5 * np.abs(stored[key]).max()
+    rng = torch.Generator().manual_seed(0)
+    sum((y * torch.randn(y.shape, generator=rng)).sum() for y in _outputs(module, x)).backward()
+    assert [key for key, parameter in module.named_parameters() if not parameter.grad.any()] == []
+    if CASES[name]:
+        return
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.02)
+    tuned = tmp_path / f"tuned{(FILES / name).suffix}"
+    save_keras(module, tuned)
+    for got, want in zip(_outputs(read_keras(tuned), x), _outputs(module, x), strict=True):
+        assert torch.allclose(got, want, atol=1e-6)
+
+
+def test_code_weights_alone_and_unknown_layers_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"weights and no architecture; give config= the file of model.to_json"):
+        load(FILES / "keras3" / "a.weights.h5")
+    for word, message in (
+        ("Lambda", r"operation Lambda: is code, which is not executed"),
+        ("Densest", r"operation Densest: unknown layer 'Densest'; did you mean 'Dense'"),
+    ):
+        with (
+            zipfile.ZipFile(FILES / "keras3" / "a.keras") as source,
+            zipfile.ZipFile(tmp_path / "x.keras", "w") as copy,
+        ):
+            for member in source.namelist():
+                content = source.read(member)
+                if member == "config.json":
+                    config = json.loads(content)
+                    config["config"]["layers"][1]["class_name"] = word
+                    content = json.dumps(config).encode()
+                copy.writestr(member, content)
+        with pytest.raises(FormatError, match=message):
+            load(tmp_path / "x.keras")
+    (tmp_path / "y.h5").write_bytes((FILES / "tf" / "mlp.h5").read_bytes()[:5000])
+    with pytest.raises(FormatError, match=r"y\.h5: is no HDF5 file of Keras, or is damaged"):
+        load(tmp_path / "y.h5")
