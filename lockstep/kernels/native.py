@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,10 @@ from lockstep.core import env
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
-MODES = ("auto", "naive", "traceable", "opaque")
+MODES = ("auto", "naive", "traceable", "opaque", "triton")
 NATIVE_FOLDER = Path(__file__).parent / "_native"
 
-Mode = Literal["auto", "naive", "traceable", "opaque"]
+Mode = Literal["auto", "naive", "traceable", "opaque", "triton"]
 
 _P, _I64, _I32, _F32, _F64, _U64 = (
     ctypes.c_void_p,
@@ -186,11 +187,18 @@ def usable() -> bool:
     return False
 
 
-def choose(tensor: Tensor) -> str:
-    """Key of the implementation for an op on `tensor`: "cpu" for float32 on the CPU, else "naive"."""
+def choose(tensor: Tensor, *, has_triton: bool = False) -> str:
+    """Key of the implementation for an op on `tensor`: "cpu" for float32 on the CPU; "triton" for float32 on a GPU where
+    the op has such a version and Triton is installed; else "naive"."""
     if tensor.dtype is torch.float32 and tensor.is_cpu and usable():
         return "cpu"
+    if has_triton and tensor.dtype is torch.float32 and (state.mode == "triton" or _on_gpu(tensor)):
+        return "triton"
     return "opaque" if state.mode == "opaque" else "naive"
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda and state.mode == "auto" and find_spec("triton") is not None and not env.debug_naive()
 
 
 @contextlib.contextmanager
@@ -199,7 +207,8 @@ def force(mode: Mode) -> Iterator[None]:
 
     "naive" is the reference; "traceable" is the reference with whole matrix products, for `torch.export` and ONNX,
     which would otherwise record one node per reduction step; "opaque" records each op as one custom operator that runs
-    the usual implementation when the saved program is called; "auto" is the usual choice.
+    the usual implementation when the saved program is called; "triton" takes the GPU's kernels where an op has one, on the
+    CPU too, where only Triton's interpreter (TRITON_INTERPRET=1) runs them; "auto" is the usual choice.
 
     >>> with force("naive"):
     ...     state.fast

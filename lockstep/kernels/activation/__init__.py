@@ -5,13 +5,21 @@ Legend: T tokens, F feed-forward width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.kernels import native
 from lockstep.kernels.activation import cpu, naive
+from lockstep.kernels.gpu import Later
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
+IMPLEMENTATIONS: dict[str, Any] = {
+    "naive": naive,
+    "cpu": cpu,
+    "opaque": naive,
+    "triton": Later("lockstep.kernels.activation.triton"),
+}
 KINDS = tuple(naive.FUNCTIONS)
 """silu, gelu_tanh (the tanh form), gelu (by the error function), relu. Their order is that of csrc/activation.cpp."""
 
@@ -24,7 +32,7 @@ def activate(x: Tensor, kind: str) -> Tensor:
     """
     if kind not in KINDS:
         raise ConfigError(unknown_name("activation", kind, KINDS))
-    return IMPLEMENTATIONS[native.choose(x)].activate(x, kind)
+    return IMPLEMENTATIONS[native.choose(x, has_triton=True)].activate(x, kind)
 
 
 def gated(gate_up_T2F: Tensor, kind: str) -> Tensor:
@@ -44,4 +52,4 @@ def gated(gate_up_T2F: Tensor, kind: str) -> Tensor:
         raise ConfigError(unknown_name("activation", kind, KINDS))
     if gate_up_T2F.shape[-1] % 2:
         raise InputError(f"gate_up is {tuple(gate_up_T2F.shape)}; expected an even last size", field="gate_up")
-    return IMPLEMENTATIONS[native.choose(gate_up_T2F)].gated(gate_up_T2F, kind)
+    return IMPLEMENTATIONS[native.choose(gate_up_T2F, has_triton=True)].gated(gate_up_T2F, kind)

@@ -7,6 +7,8 @@ Legend: T packed tokens, H query heads, G kv heads, D head dim, S sequences, P p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,16 @@ from lockstep.kernels import native
 from lockstep.kernels.attention import cpu, naive
 from lockstep.kernels.attention.cache import KV_DTYPES, KVCache, LayerCache
 from lockstep.kernels.attention.codes import INT4
+from lockstep.kernels.gpu import Later
 
 __all__ = ["INT4", "KV_DTYPES", "KVCache", "LayerCache", "attention"]
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
+IMPLEMENTATIONS: dict[str, Any] = {
+    "naive": naive,
+    "cpu": cpu,
+    "opaque": naive,
+    "triton": Later("lockstep.kernels.attention.triton"),
+}
 
 
 def attention(
@@ -58,7 +66,7 @@ def attention(
     rule = naive.Rule(scale, window, softcap)
     if batch.shared is not None:
         return _shared(q_THD, k_TGD, v_TGD, batch.shared, cache, rule, sinks_H, kv_dtype)
-    implementation = IMPLEMENTATIONS[native.choose(q_THD)]
+    implementation = IMPLEMENTATIONS[native.choose(q_THD, has_triton=True)]
     if cache is None:
         _check_whole(batch, kv_dtype)
         return implementation.packed(q_THD, k_TGD, v_TGD, batch, kv_dtype, rule, sinks_H)

@@ -36,7 +36,9 @@ class LayerCache:
     head_dim: int
 
     @staticmethod
-    def allocate(num_pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> LayerCache:
+    def allocate(
+        num_pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> LayerCache:
         """Pages with undefined content: no key is read before it was written.
 
         Raises:
@@ -49,10 +51,10 @@ class LayerCache:
         stored = torch.uint8 if dtype is INT4 else dtype
         scales = (num_pages, kv_heads, NUM_SCALES[dtype], PAGE) if is_coded else None
         return LayerCache(
-            k=torch.empty(num_pages, kv_heads, width, PAGE, dtype=stored),
-            v=torch.empty(num_pages, kv_heads, PAGE, width, dtype=stored),
-            k_scale=None if scales is None else torch.empty(scales),
-            v_scale=None if scales is None else torch.empty(scales),
+            k=torch.empty(num_pages, kv_heads, width, PAGE, dtype=stored, device=device),
+            v=torch.empty(num_pages, kv_heads, PAGE, width, dtype=stored, device=device),
+            k_scale=None if scales is None else torch.empty(scales, device=device),
+            v_scale=None if scales is None else torch.empty(scales, device=device),
             dtype=dtype,
             head_dim=head_dim,
         )

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
+from lockstep.kernels.gpu import Later
 from lockstep.kernels.logprobs import cpu, naive
 from lockstep.kernels.logprobs.head import HeadLogprobs, entropy, soft_cap
 
 __all__ = ["entropy", "head_logprobs", "head_logprobs_and_entropy", "soft_cap", "token_logprobs", "top_logprobs"]
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
+IMPLEMENTATIONS: dict[str, Any] = {
+    "naive": naive,
+    "cpu": cpu,
+    "opaque": naive,
+    "triton": Later("lockstep.kernels.logprobs.triton"),
+}
 
 
 def token_logprobs(logits_RV: Tensor, tokens_R: Tensor, temperature: float = 1.0) -> Tensor:
@@ -43,7 +50,7 @@ def token_logprobs(logits_RV: Tensor, tokens_R: Tensor, temperature: float = 1.0
         )
     if not 0.0 < temperature < math.inf:
         raise InputError(f"temperature={temperature}; expected a finite number above 0", field="temperature")
-    return IMPLEMENTATIONS[native.choose(logits_RV)].token_logprobs(logits_RV, tokens_R, temperature)
+    return IMPLEMENTATIONS[native.choose(logits_RV, has_triton=True)].token_logprobs(logits_RV, tokens_R, temperature)
 
 
 @torch.no_grad()
@@ -60,7 +67,7 @@ def top_logprobs(logits_RV: Tensor, num: int) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"num={num} of logits {tuple(logits_RV.shape)}; expected [R, V] and 1 <= num <= V", field="num"
         )
-    return IMPLEMENTATIONS[native.choose(logits_RV)].top_logprobs(logits_RV, num)
+    return IMPLEMENTATIONS[native.choose(logits_RV, has_triton=True)].top_logprobs(logits_RV, num)
 
 
 def head_logprobs(

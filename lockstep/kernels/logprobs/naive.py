@@ -50,14 +50,19 @@ def log_sum_exp(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 def token_logprobs(logits_RV: Tensor, tokens_R: Tensor, temperature: float) -> Tensor:
     """Log-probability of one token in each row."""
-    bad = (tokens_R < 0) | (tokens_R >= logits_RV.shape[1])
-    if bad.any():
-        row = int(bad.to(torch.int64).argmax())
-        raise InputError(f"tokens[{row}] is {int(tokens_R[row])}; expected 0..{logits_RV.shape[1] - 1}", field="tokens")
+    check_ids(logits_RV, tokens_R)
     logits = scaled(logits_RV, temperature)
     top, log_total = log_sum_exp(logits)
     chosen = logits.gather(1, tokens_R.unsqueeze(1)).squeeze(1)
     return ((chosen - top).double() - log_total).to(logits.dtype)
+
+
+def check_ids(logits_RV: Tensor, tokens_R: Tensor) -> None:
+    """Raises InputError for a token that no column stands for."""
+    bad = (tokens_R < 0) | (tokens_R >= logits_RV.shape[1])
+    if bad.any():
+        row = int(bad.to(torch.int64).argmax())
+        raise InputError(f"tokens[{row}] is {int(tokens_R[row])}; expected 0..{logits_RV.shape[1] - 1}", field="tokens")
 
 
 def top_logprobs(logits_RV: Tensor, num: int) -> tuple[Tensor, Tensor]:

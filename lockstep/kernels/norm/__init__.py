@@ -5,13 +5,21 @@ Legend: E model width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
+from lockstep.kernels.gpu import Later
 from lockstep.kernels.norm import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
+IMPLEMENTATIONS: dict[str, Any] = {
+    "naive": naive,
+    "cpu": cpu,
+    "opaque": naive,
+    "triton": Later("lockstep.kernels.norm.triton"),
+}
 
 
 def rms_norm(x: Tensor, weight_E: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -29,7 +37,7 @@ def rms_norm(x: Tensor, weight_E: Tensor, eps: float, offset: float = 0.0) -> Te
     """
     if weight_E.shape != x.shape[-1:] or weight_E.dtype is not x.dtype:
         raise _wrong_width("weight", weight_E, x)
-    return IMPLEMENTATIONS[native.choose(x)].rms_norm(x, weight_E, eps, offset)
+    return IMPLEMENTATIONS[native.choose(x, has_triton=True)].rms_norm(x, weight_E, eps, offset)
 
 
 def add_rms_norm(
@@ -43,7 +51,7 @@ def add_rms_norm(
             f"residual is {residual.dtype} {tuple(residual.shape)}; expected {x.dtype} {tuple(x.shape)} as x",
             field="residual",
         )
-    return IMPLEMENTATIONS[native.choose(x)].add_rms_norm(x, residual, weight_E, eps, offset)
+    return IMPLEMENTATIONS[native.choose(x, has_triton=True)].add_rms_norm(x, residual, weight_E, eps, offset)
 
 
 def layer_norm(x: Tensor, weight_E: Tensor | None, bias_E: Tensor | None, eps: float) -> Tensor:
@@ -63,7 +71,7 @@ def layer_norm(x: Tensor, weight_E: Tensor | None, bias_E: Tensor | None, eps: f
         raise _wrong_width("weight", weight_E, x)
     if bias_E is not None and (bias_E.shape != x.shape[-1:] or bias_E.dtype is not x.dtype):
         raise _wrong_width("bias", bias_E, x)
-    return IMPLEMENTATIONS[native.choose(x)].layer_norm(x, weight_E, bias_E, eps)
+    return IMPLEMENTATIONS[native.choose(x, has_triton=True)].layer_norm(x, weight_E, bias_E, eps)
 
 
 def _wrong_width(name: str, tensor: Tensor, x: Tensor) -> InputError:

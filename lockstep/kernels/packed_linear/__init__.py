@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.kernels import native
+from lockstep.kernels.gpu import Later
 from lockstep.kernels.packed_linear import cpu, naive
 from lockstep.kernels.packed_linear.blocks import pack_blocks
 from lockstep.kernels.packed_linear.packing import pack, pack_planes, stack, unpack, unpack_some
@@ -36,6 +37,9 @@ __all__ = [
     "unpack",
     "unpack_some",
 ]
+
+
+_TRITON = Later("lockstep.kernels.packed_linear.triton")
 
 
 def packed_linear(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
@@ -130,9 +134,13 @@ def trained_grouped_linear(
 
 
 def _product(x_MK: Tensor, packed: PackedWeight, bias_N: Tensor | None) -> Tensor:
-    if native.choose(x_MK) == "cpu":
+    chosen = native.choose(x_MK, has_triton=True)
+    if chosen == "cpu":
         return cpu.packed_linear(x_MK, packed, bias_N)
     with torch.no_grad():
+        if chosen == "triton":
+            product: Tensor = _TRITON.packed_linear(x_MK, packed, bias_N)
+            return product
         return naive.packed_linear(x_MK, packed, bias_N)
 
 
@@ -143,9 +151,13 @@ def _grouped_product(
     starts_X1: Tensor,
     bias_XN: Tensor | None,
 ) -> Tensor:
-    if native.choose(x_MK) == "cpu":
+    chosen = native.choose(x_MK, has_triton=True)
+    if chosen == "cpu":
         return cpu.grouped_linear(x_MK, packed, starts_X1, bias_XN)
     with torch.no_grad():
+        if chosen == "triton":
+            product: Tensor = _TRITON.grouped_linear(x_MK, _experts(packed), starts_X1.tolist(), bias_XN)
+            return product
         return naive.grouped_linear(x_MK, _experts(packed), starts_X1.tolist(), bias_XN)
 
 

@@ -5,14 +5,22 @@ Legend: T tokens, H heads, D head dim, P table rows, R rotated pairs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
+from lockstep.kernels.gpu import Later
 from lockstep.kernels.rope import cpu, naive
 
-IMPLEMENTATIONS = {"naive": naive, "cpu": cpu, "opaque": naive}
+IMPLEMENTATIONS: dict[str, Any] = {
+    "naive": naive,
+    "cpu": cpu,
+    "opaque": naive,
+    "triton": Later("lockstep.kernels.rope.triton"),
+}
 
 
 def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, interleaved: bool = False) -> Tensor:
@@ -44,4 +52,4 @@ def rope(x_THD: Tensor, positions_T: Tensor, cos_PR: Tensor, sin_PR: Tensor, int
         )
     if cos_PR.dtype is not x_THD.dtype or sin_PR.dtype is not x_THD.dtype:
         raise InputError(f"the tables are {cos_PR.dtype} and {sin_PR.dtype}; expected {x_THD.dtype} as x", field="cos")
-    return IMPLEMENTATIONS[native.choose(x_THD)].rope(x_THD, positions_T, cos_PR, sin_PR, interleaved)
+    return IMPLEMENTATIONS[native.choose(x_THD, has_triton=True)].rope(x_THD, positions_T, cos_PR, sin_PR, interleaved)
