@@ -101,21 +101,21 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError("episodes and observations are at least 2, tune_steps at least 0")
     policy = load(wish.source)
     env = env_of(wish.source, wish.env)
-    document = compress(policy, env, wish)
+    out = wish.out or wish.source / "compressed"
+    document = compress(policy, env, wish, out)
     Console(width=None if sys.stdout.isatty() else 150).print(table(document))
-    print(f"wrote {document['out']}")
+    print(f"wrote {out}")
     if wish.json is not None:
         wish.json.write_text(json.dumps({"versions": describe_versions(), **document}, indent=2) + "\n")
     return 0
 
 
-def compress(policy: Policy, env: EnvConfig, wish: CompressArgs) -> dict[str, Any]:
-    """Every method, then every figure; returns what `--json` writes."""
+def compress(policy: Policy, env: EnvConfig, wish: CompressArgs, out: Path) -> dict[str, Any]:
+    """Every method into a folder of `out`, then every figure; returns what `--json` writes."""
     from lockstep.interop import export_onnx, load_exported
     from lockstep.interop.export.quantised import export_int8
     from lockstep.rl.recorded import recorded_inputs, split_inputs
 
-    out = wish.out or wish.source / "compressed"
     rows = recorded_inputs(policy, env, wish.observations, seed=wish.seed + 1)
     files: dict[str, Path] = {"original": out / "original" / "policy.onnx"}
     counts: dict[str, Policy] = {"original": policy}
@@ -147,7 +147,7 @@ def compress(policy: Policy, env: EnvConfig, wish: CompressArgs) -> dict[str, An
         figures.append(_figures(name, counts[name], files[name], program, env, wish, same, latency[name]))
     facts = {"environment": env.id, "episodes": wish.episodes, "observations": wish.observations, "ratio": wish.ratio}
     facts |= {"hidden_sizes": list(wish.hidden_sizes), "tune_steps": wish.tune_steps, "seed": wish.seed}
-    return {"out": str(out), **facts, "figures": [asdict(figure) for figure in figures]}
+    return {**facts, "figures": [asdict(figure) for figure in figures]}
 
 
 def _tuned(wish: CompressArgs, env: EnvConfig, folder: Path, start: Policy | None, network: NetworkConfig) -> Policy:
