@@ -14,6 +14,7 @@ BENCHES = {
     ),
     "engine": ("lockstep.cli.bench_engine", "the engine beside llama.cpp or vLLM on the same weights"),
     "export": ("lockstep.cli.bench_export", "one policy in every runtime: same actions, sizes, latencies"),
+    "imports": ("lockstep.cli.bench_imports", "stored networks of seven frameworks beside what those computed"),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
     "rl": ("lockstep.cli.bench_rl", "what exactness costs; a step of reinforcement of a language model beside TRL"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lockstep.core.errors import ConfigError
 from lockstep.models.graph.graph import Graph
 from lockstep.models.graph.module import GraphModule
 
@@ -27,6 +28,8 @@ class ImportArgs:
     """Folder to write (default: only tell what the file holds)."""
     format: str = ""
     """Format, where content and suffix do not tell it."""
+    options: tuple[str, ...] = ()
+    """Options of the format's reader, NAME=VALUE: activation=tanh, normalize=vecnormalize.pkl, shapes=data=4,84,84, ..."""
     layout: Literal["", "NCHW", "NHWC"] = ""
     """Axes of image inputs, where the file does not tell them."""
     scale: float = 1.0
@@ -40,7 +43,7 @@ def main(args: Sequence[str]) -> int:
     from lockstep.interop.readers import format_of, load
     from lockstep.models.graph.folder import save_graph
 
-    module = load(wish.file, format=wish.format)
+    module = load(wish.file, format=wish.format, **_options(wish.options))
     about = module.graph.about
     about = replace(
         about,
@@ -56,6 +59,16 @@ def main(args: Sequence[str]) -> int:
         print(f"wrote        {wish.out}")
         print(f"next         lockstep train ppo-cartpole --network.imported {wish.out}")
     return 0
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--options {word!r}: NAME=VALUE was expected")
+        options[name] = value
+    return options
 
 
 def describe(module: GraphModule) -> list[str]:

@@ -83,6 +83,9 @@ def from_model(
         raise FormatError(error.reason, path=path, op=error.op, offset=error.offset) from error
     except RecursionError as error:
         raise FormatError("graphs are nested too deeply", path=path) from error
+    except (TypeError, UnicodeError) as error:
+        # Protocol buffers hand out a name that is no UTF-8 as bytes.
+        raise FormatError(f"a name or attribute in it is no text: {error}", path=path) from error
 
 
 class _Reader:

@@ -83,19 +83,8 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     assert peak() - before < BYTES
 
 
-ESCAPES = pytest.mark.xfail(
-    reason="names that are no UTF-8, and a warning about x.T, still escape as other errors (2026-11-28)"
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=ESCAPES if n in ("cntk/lstm", "tf/tf1_frozen") else ())
-        for n in ["tf/lstm_tf2onnx", "mxnet/gru", "cntk/lstm", "paddle/mlp_pexport", "tf/tf1_frozen"]
-    ],
-)
+@pytest.mark.parametrize("name", ["tf/lstm_tf2onnx", "mxnet/gru", "cntk/lstm", "paddle/mlp_pexport", "tf/tf1_frozen"])
 def test_two_thousand_damaged_files(name: str, tmp_path: Path) -> None:
     before = peak()
     refused, ran = attack(FIXTURES / f"{name}.onnx", tmp_path, 400, seed=len(name))

@@ -35,13 +35,13 @@ def gemm(call: Call, a: Value, b: Value, c: Value = None) -> Tensor:
     a, b = to_tensors((a, b))
     alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
     if call.get("transA", 0):
-        a = a.T
+        a = a.mT
     trans_b = call.get("transB", 0)
     bias = None if c is None else to_tensor(c, a.device)
     plain = alpha == 1.0 and beta == 1.0 and a.dtype.is_floating_point
     if plain and (bias is None or (bias.ndim == 1 and bias.shape[0] != 1)):
-        return F.linear(a, b if trans_b else b.T, bias)
-    out = product(a, b.T if trans_b else b)
+        return F.linear(a, b if trans_b else b.mT, bias)
+    out = product(a, b.mT if trans_b else b)
     out = out if alpha == 1.0 else (alpha * out).to(out.dtype)
     if bias is None:
         return out

@@ -61,7 +61,7 @@ def lstm_step(cell: Cell, pre: Tensor, state: State) -> State:
     """Gates i, o, f, c (Hochreiter & Schmidhuber 1997; peepholes after Gers & Schmidhuber 2000)."""
     h, c = state
     f, g, out = cell.activations
-    pre = pre + h @ cell.recurrent.T
+    pre = pre + h @ cell.recurrent.mT
     i, o, forget, candidate = pre.chunk(4, dim=-1)
     if cell.peephole is not None:
         peep_i, peep_o, peep_f = cell.peephole.chunk(3)
@@ -79,7 +79,7 @@ def gru_step(cell: Cell, pre: Tensor, state: State) -> State:
     (h,) = state
     f, g = cell.activations
     size = h.shape[-1]
-    gates = pre[..., : 2 * size] + h @ cell.recurrent[: 2 * size].T
+    gates = pre[..., : 2 * size] + h @ cell.recurrent[: 2 * size].mT
     bias = None
     if cell.bias is not None:
         gates = gates + cell.bias[3 * size : 5 * size]
@@ -95,7 +95,7 @@ def gru_step(cell: Cell, pre: Tensor, state: State) -> State:
 
 def rnn_step(cell: Cell, pre: Tensor, state: State) -> State:
     (h,) = state
-    return (cell.activations[0](cell.clipped(pre + h @ cell.recurrent.T)),)
+    return (cell.activations[0](cell.clipped(pre + h @ cell.recurrent.mT)),)
 
 
 def recurrent(step: Step, num_gates: int, defaults: tuple[str, ...], num_states: int) -> Function:
