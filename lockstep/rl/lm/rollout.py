@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +29,7 @@ from lockstep.rl.lm.problems import AnyTask
 from lockstep.rl.lm.publish import LEARNED
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.tokenizer import Tokenizer
+from lockstep.tokenize.turns import Turns
 
 RolloutDtype = Literal["learner", "bf16", "int8", "int4"]
 
@@ -249,7 +250,11 @@ class Rollouts:
             trajectory.is_truncated = turn.is_truncated or not turn.is_done
             trajectory.score = Score.of(flight.reward)
             return True
-        suffix = self.prompts.more(trajectory.tokens, turn)
+        suffix = self.prompts.more(sample.tokens, turn)
+        if len(trajectory.tokens) + len(suffix) + self.config.max_tokens > self.engine.plan.max_context:
+            trajectory.is_truncated = True
+            trajectory.score = Score.of(flight.reward)
+            return True
         trajectory.tokens += suffix
         trajectory.is_sampled += [False] * len(suffix)
         trajectory.logprobs += [0.0] * len(suffix)
@@ -323,6 +328,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._chat = ChatTemplate.of(tokenizer) if tokenizer.chat_template() is not None else None
+        self._turns: Turns | None = None
 
     def first(self, asked: Problem) -> tuple[int, ...]:
         """Ids of what the model is asked first."""
@@ -333,14 +339,25 @@ class PromptEncoder:
             raise ConfigError(
                 "the task asks in messages and the model has no chat template; give it one, or plain prompts"
             )
-        text = self._chat.render(asked.messages)
+        text = self._chat.render(asked.messages, tools=asked.tools or None)
         return tuple(self._tokenizer.encode(text, add_special=False, parse_special=True))
 
-    def more(self, tokens: list[int], turn: Turn) -> list[int]:
-        """Ids of what a turn appends to an episode's tokens."""
-        if turn.text:
+    def more(self, sampled: Sequence[int], turn: Turn) -> list[int]:
+        """Ids to append after what the model wrote last: the turn's text, or what the template writes around its messages.
+        Tokens that are there stay, whatever the template would make of earlier turns now.
+
+        Raises:
+            ConfigError: messages and no chat template, or one that messages cannot be appended to.
+        """
+        if turn.text or not turn.messages:
             return self._tokenizer.encode(turn.text, add_special=False, parse_special=False)
-        raise ConfigError("this task answers in messages, which this loop cannot append yet; give its turns as text")
+        if self._turns is None:
+            if self._chat is None:
+                raise ConfigError(
+                    "the task answers in messages and the model has no chat template; give it one, or a task of plain texts"
+                )
+            self._turns = Turns(self._chat, self._tokenizer)
+        return self._turns.next(sampled, turn.messages)
 
 
 def noise_seed(seed: int, group: int, index: int, turn: int) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -144,48 +142,58 @@ def test_an_error_of_the_sampler_reaches_the_learner(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_a_killed_run_loses_and_repeats_nothing(tmp_path: Path, staleness: int) -> None:
+@pytest.mark.parametrize(("staleness", "kills"), [(0, 100), (1, 8)])
+def test_a_killed_run_loses_and_repeats_nothing(tmp_path: Path, staleness: int, kills: int) -> None:
     """SIGKILL at random moments until it is done. Synchronous: the same curve. Asynchronous: every group once, in order."""
-    wish = config(run__total_steps=40, staleness=staleness)
+    steps = 60
+    wish = config(run__total_steps=steps, staleness=staleness)
     whole = folder(tmp_path / "whole", wish)
+    began = time.monotonic()
     with whole:
         run(wish, whole)
+    seconds = time.monotonic() - began
     killed = folder(tmp_path / "killed", wish)
     killed.finish()
-    rng, kills = random.Random(staleness), 0
-    while True:
-        command = [sys.executable, "-c", RESUME, str(killed.path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            try:
-                process.wait(timeout=rng.uniform(0.05, 1.2) if kills < 8 else 300)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                continue
-        assert process.returncode == 0
-        break
-    assert kills >= 3
+    command = [sys.executable, "-c", KILLER, str(killed.path), str(kills), str(3 * seconds / steps)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=280, check=True)
+    assert int(done.stdout) == kills, done.stderr
     found, expected = (read_jsonl(one.metrics_path) for one in (killed, whole))
-    assert [line["step"] for line in found] == list(range(1, 41))
+    assert [line["step"] for line in found] == list(range(1, steps + 1))
     if staleness == 0:
         assert [untimed(line) for line in found] == [untimed(line) for line in expected]
     problems = [[line["problem"] for line in read_jsonl(one.samples_path)] for one in (killed, whole)]
     assert problems[0] == problems[1]
 
 
-RESUME = """
-import sys
+KILLER = """
+import os, random, signal, sys, time
 from pathlib import Path
 from lockstep.api import read_config
 from lockstep.runs.directory import RunDirectory
 from tests.rl.lm.small import run
-directory = RunDirectory.open(Path(sys.argv[1]))
-print("ready", flush=True)
-with directory:
-    run(read_config(directory.path), directory, resume=True)
+path, kills, patience = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+rng, killed = random.Random(kills), 0
+while True:
+    child = os.fork()  # nothing is imported anew, so that a hundred kills take seconds
+    if child == 0:
+        with RunDirectory.open(path) as directory:
+            run(read_config(path), directory, resume=True)
+        os._exit(0)
+    ends = time.monotonic() + rng.uniform(0.0, patience) if killed < kills else float("inf")
+    while True:
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if gone or time.monotonic() > ends:
+            break
+        time.sleep(0.001)
+    if not gone:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        killed += 1
+    elif status:
+        sys.exit(f"the run ended with status {status}")
+    else:
+        break
+print(killed)
 """
 
 

@@ -1,0 +1,117 @@
+"""Episodes of several turns in messages: append-only tokens, learned exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockstep.core.trajectory import Problem
+from lockstep.envs.lm.task import Episode, EpisodeTask, Turn
+from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.learner import LearnerConfig
+from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.optimiser import OptimiserConfig
+from lockstep.rl.lm.problems import ProblemSource
+from lockstep.rl.lm.publish import Publisher, SharedWeights
+from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts, new_engine
+from lockstep.rl.lm.start import StartConfig, supervised_start
+from tests.rl.lm.small import config, run
+
+ASKED = {"role": "user", "content": "say a letter"}
+AGAIN = {"role": "user", "content": "and another"}
+
+
+class Talk(Episode):
+    """Three turns; a turn is worth the share of vowels in it."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def start(self) -> Problem:
+        return Problem(index=0, messages=(ASKED,), answer="a")
+
+    def step(self, text: str) -> Turn:
+        self._turn += 1
+        reward = sum(letter in "aeiou" for letter in text) / (len(text) + 1)
+        done = self._turn == 3
+        return Turn(messages=() if done else (AGAIN,), reward=reward, is_done=done)
+
+
+class Talks(EpisodeTask):
+    def __init__(self, split: str = "train", seed: int = 0) -> None:
+        pass
+
+    @property
+    def name(self) -> str:
+        return "talks"
+
+    @property
+    def num_problems(self) -> int | None:
+        return None
+
+    def episode(self, index: int) -> Episode:
+        return Talk()
+
+
+def collect(max_context: int) -> tuple[Group, Rollouts]:
+    sizes = ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270, max_context=max_context)
+    made = build(sizes, ["say a letter"], 1, None)
+    # A new model never ends its turn by itself.
+    start = StartConfig(steps=12, batch=8, learner=LearnerConfig(optimiser=OptimiserConfig(lr=1e-2)))
+    supervised_start(made.model, made.tokenizer, ProblemSource(Talks(), 1), start)
+    limits = RolloutConfig(groups=1, group_size=6, max_tokens=12, memory_mb=8, max_sequences=8)
+    engine = new_engine(made.model, made.tokenizer, limits)
+    Publisher(engine, SharedWeights(made.model)).publish(0)
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        rollouts = Rollouts(engine, Talks(), Talks().problem, verifier, limits, seed=1)
+        return rollouts.collect([0])[0], rollouts
+
+
+def test_messages_are_appended_and_nothing_before_them_is_touched() -> None:
+    group, rollouts = collect(400)
+    tokenizer = rollouts.engine.tokenizer
+    assert tokenizer is not None
+    ended = 0
+    for one in group.trajectories:
+        assert one.num_turns == 3 or one.is_truncated
+        spans = "".join("s" if sampled else "." for sampled in one.is_sampled)
+        assert spans.count(".s") == one.num_turns
+        between = [tokenizer.decode(part, skip_special=False) for part in _others(one.tokens, one.is_sampled)]
+        assert "say a letter" in between[0]
+        assert all("and another" in text for text in between[1:])
+        ended += one.num_turns > 1
+    assert ended
+
+
+def _others(tokens: list[int], is_sampled: list[bool]) -> list[list[int]]:
+    parts: list[list[int]] = []
+    before = True
+    for token, sampled in zip(tokens, is_sampled, strict=True):
+        if not sampled:
+            if before:
+                parts.append([])
+            parts[-1].append(token)
+        before = sampled
+    return parts
+
+
+def test_an_episode_ends_where_the_context_does() -> None:
+    group, _ = collect(40)
+    assert any(one.num_turns < 3 for one in group.trajectories)
+    assert all(len(one.tokens) <= 40 for one in group.trajectories)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_turns_are_learned_from(staleness: int) -> None:
+    wish = config(
+        task__name="tests.rl.lm.test_turns:Talks",
+        start__steps=12,
+        start__learner__optimiser__lr=1e-2,
+        model__max_context=200,
+        rollout__max_tokens=8,
+        staleness=staleness,
+    )
+    _, found = run(wish)
+    assert max(line["turns"] for _, line in found) > 1.0
+    if staleness == 0:
+        assert max(line.get("mismatch_max", 0.0) for _, line in found) == 0.0
+    assert any(line.get("grad_norm", 0.0) > 0.0 for _, line in found)
