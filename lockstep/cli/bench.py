@@ -16,6 +16,7 @@ BENCHES = {
     "export": ("lockstep.cli.bench_export", "one policy in every runtime: same actions, sizes, latencies"),
     "imports": ("lockstep.cli.bench_imports", "stored networks of seven frameworks beside what those computed"),
     "kernels": ("lockstep.cli.bench_kernels", "matrix kernels beside the machine's limits and torch"),
+    "language": ("lockstep.cli.bench_language", "language models over seeds: held-out scores before and after, curves"),
     "rl": ("lockstep.cli.bench_rl", "what exactness costs; a step of reinforcement of a language model beside TRL"),
     "scores": ("lockstep.cli.bench_scores", "returns over seeds beside published figures; wall-clock to solve"),
     "soak": ("lockstep.cli.bench_soak", "an engine under mixed traffic for minutes: memory, pages, texts"),

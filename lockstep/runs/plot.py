@@ -74,6 +74,7 @@ def plot_curves(
     *,
     title: str = "",
     ylabel: str = "episode return",
+    xlabel: str = "environment steps",
     level: float = 0.95,
     smooth: int = 1,
 ) -> Path:
@@ -101,7 +102,7 @@ def plot_curves(
         axes.fill_between(band.steps_G, band.low_G, band.high_G, color=colour, alpha=0.18, linewidth=0)
         dot = "o" if band.steps_G[0] == band.steps_G[-1] else ""  # a line of one point cannot be seen
         axes.plot(band.steps_G, band.mean_G, color=colour, linewidth=2.2, marker=dot, label=f"{label} ({runs})")
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_formatter(_step_formatter())
     axes.margins(x=0.01)
