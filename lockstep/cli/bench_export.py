@@ -85,7 +85,7 @@ def measure(policy: Policy, wish: ExportBenchArgs) -> dict[str, Any]:
     from lockstep.rl.recorded import recorded_inputs
 
     env = env_of(wish.source, wish.env)
-    rows = recorded_inputs(policy, env, wish.observations, seed=wish.seed + 1)
+    rows = recorded_inputs(policy, env, wish.observations, seed=wish.seed)
     program = PolicyProgram(policy, exactness="exact")
 
     def eager(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

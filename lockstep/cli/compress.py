@@ -116,7 +116,7 @@ def compress(policy: Policy, env: EnvConfig, wish: CompressArgs, out: Path) -> d
     from lockstep.interop.export.quantised import export_int8
     from lockstep.rl.recorded import recorded_inputs, split_inputs
 
-    rows = recorded_inputs(policy, env, wish.observations, seed=wish.seed + 1)
+    rows = recorded_inputs(policy, env, wish.observations, seed=wish.seed)
     files: dict[str, Path] = {"original": out / "original" / "policy.onnx"}
     counts: dict[str, Policy] = {"original": policy}
     export_onnx(policy, files["original"], distribution=True)

@@ -21,10 +21,13 @@ from lockstep.models.control.actor import Actor, as_tensor
 from lockstep.models.control.policy import Policy
 
 NUM_ENVS = 8
+RECORD_SEED_OFFSET = 2_000_003
+"""Apart from the seeds of training and of evaluation, so that what is compared on these rows was not learned on them."""
 
 
 def recorded_inputs(policy: Policy, env: EnvConfig, num: int, *, seed: int) -> Arrays:
     """`num` rows of the inputs of `PolicyProgram`, from episodes with sampled actions."""
+    seed += RECORD_SEED_OFFSET
     stepper = make_env(replace(env, num_envs=NUM_ENVS, clip_reward=False), seed=seed)
     ports = inputs_of(policy)
     rows: dict[str, list[np.ndarray]] = {port.name: [] for port in ports}
