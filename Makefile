@@ -33,7 +33,7 @@ quickstart-control: $(VENV)/.base
 	$(BIN)/lockstep quickstart control
 
 # Two processes, a file of tests to each in turn.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"

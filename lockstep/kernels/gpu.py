@@ -26,6 +26,8 @@ class Later:
         self._module: ModuleType | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what inspection asks of any object
+            raise AttributeError(name)
         if self._module is None:
             require("triton", extra="gpu")
             self._module = import_module(self._name)
