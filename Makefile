@@ -21,10 +21,10 @@ $(VENV)/.base: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	@touch $@
 
 # An editable install builds the kernels of this machine; the tests judge those of every instruction set.
-$(VENV)/.dev: $(VENV)/.base
-	$(PIP) --no-build-isolation -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[quickstart,dev]'
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
+	@touch $(VENV)/.base $@
 
 quickstart: $(VENV)/.base
 	$(BIN)/lockstep quickstart
