@@ -221,7 +221,7 @@ def _run(name: str, num: int, seed: int, folder: Path, timeout: float) -> None:
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_a_few_damaged_files(name: str, tmp_path: Path) -> None:
-    _run(name, 25, 1, tmp_path, 120)
+    _run(name, 12, 1, tmp_path, 120)
 
 
 NEWER = (

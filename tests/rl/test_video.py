@@ -26,7 +26,10 @@ def policy_for(config: EnvConfig) -> Policy:
     return Policy(spec, seed=1)
 
 
-@pytest.mark.parametrize(("env_id", "suffix"), [("CartPole-v1", "gif"), ("CartPole-v1", "mp4"), ("ALE/Pong-v5", "gif")])
+@pytest.mark.parametrize(
+    ("env_id", "suffix"),
+    [("CartPole-v1", "gif"), ("CartPole-v1", "mp4"), pytest.param("ALE/Pong-v5", "gif", marks=pytest.mark.slow)],
+)
 def test_every_step_is_a_frame(env_id: str, suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("ale_py" if env_id.startswith("ALE/") else "pygame", reason="extras: atari, classic")
     config = EnvConfig(id=env_id, time_limit=6, clip_reward=True)

@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(name: str, tmp_pat
     assert rest == {step: curve[step] for step in rest}
 
 
-@pytest.mark.parametrize("name", ["dqn", "rainbow", "sac", "tqc"])
+@pytest.mark.parametrize("name", ["dqn", pytest.param("rainbow", marks=pytest.mark.slow), "sac", "tqc"])
 def test_the_same_seed_is_the_same_run_and_another_is_not(name: str) -> None:
     train, config = CASES[name]
     one, curve = run(train, config)

@@ -71,10 +71,12 @@ def _run(call: Call, *inputs: Value) -> Value:
     device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
     if "device" in named:
         named["device"] = device
+    # These, called as operators first in a process, spoil later traces of PyTorch 2.13: it then takes their C++ meta
+    # kernels, which know no free sizes.
     if packet == "view":
-        # Called as an operator first in a process, PyTorch 2.13 takes its C++ meta kernel in later traces, which knows no
-        # free sizes.
         return arguments[0].view(arguments[1])
+    if packet == "convolution":
+        return torch.convolution(*arguments, **named)
     out = torch.ops.aten.__getattr__(packet).__getattr__(overload)(*arguments, **named)
     return tuple(out) if isinstance(out, list) else out
 
