@@ -130,6 +130,13 @@ def _file_of(level: int) -> str:
     return f"liblockstep_{LEVELS[level]}.so"
 
 
+def _why(error: OSError | AttributeError) -> str:
+    """Why a library cannot be used: it is not there, or it was built from earlier sources and lacks a function."""
+    if isinstance(error, AttributeError):
+        return f"the compiled kernels are older than this package, pull and build belong together: {error}"
+    return f"no compiled kernels: {error}"
+
+
 class _State:
     """What this process runs on. `fast` is read on every call of every op."""
 
@@ -147,14 +154,14 @@ class _State:
         try:
             best = open_level(0).ls_cpu_level()
         except (OSError, AttributeError) as error:
-            self.reason = f"no compiled kernels: {error}"
+            self.reason = _why(error)
             return
         for level in range(best, -1, -1):
             try:
                 self.library = open_level(level)
                 self.library_holding_gil = open_level(level, hold_gil=True)
             except (OSError, AttributeError) as error:
-                self.reason = f"no compiled kernels: {error}"
+                self.reason = _why(error)
                 continue
             self.level = level
             self.reason = (
@@ -180,7 +187,7 @@ def usable() -> bool:
         state.warned = True
         warnings.warn(
             f"lockstep runs on its naive kernels, which are slow ({state.reason}); "
-            "install a C++ compiler and reinstall lockstep-rl to build the fast ones",
+            "with a C++ compiler reinstall lockstep-rl (in a checkout: pip install --no-build-isolation -e .) to build the fast ones",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -128,3 +128,12 @@ def test_force_and_describe() -> None:
     library = str(kernels.describe()["library"])
     assert library == os.path.basename(library)
     assert (native.NATIVE_FOLDER / library).is_file() or kernels.describe()["reason"]
+
+
+@needs_library
+def test_a_library_of_earlier_sources_is_called_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(native.SIGNATURES, "ls_of_tomorrow", ([], None))
+    found = native._State()
+    assert found.library is None
+    assert "older than this package" in found.reason
+    assert "ls_of_tomorrow" in found.reason
