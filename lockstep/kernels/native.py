@@ -187,7 +187,8 @@ def usable() -> bool:
         state.warned = True
         warnings.warn(
             f"lockstep runs on its naive kernels, which are slow ({state.reason}); "
-            "with a C++ compiler reinstall lockstep-rl (in a checkout: pip install --no-build-isolation -e .) to build the fast ones",
+            "with a C++ compiler reinstall lockstep-rl to build the fast ones (in a checkout: pip install "
+            "--no-build-isolation -e .)",
             RuntimeWarning,
             stacklevel=3,
         )
