@@ -45,7 +45,9 @@ for line in sys.stdin:
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(models.PUBLISHED, "tiny", TINY)
     monkeypatch.setattr(
-        bench_engine, "machine_limits", lambda threads: {"read_gb_s": 10.0, "fp32": 100.0, "int8": 0.0, "bf16": 0.0}
+        bench_engine,
+        "machine_limits",
+        lambda threads: {"read_gb_s": 10.0, "fp32": 100.0, "int8": 0.0, "int4": 0.0, "bf16": 0.0},
     )
     monkeypatch.setattr(
         bench_engine, "random_prompt", lambda draw, num: [draw.randrange(1, 500) for _ in range(min(num, 40))]

@@ -28,14 +28,14 @@ def test_the_price_of_exactness_is_measured(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.slow
 def test_our_side_makes_a_step_when_asked(tmp_path: Path) -> None:
-    wish = RlBenchArgs(width=32, layers=1, groups=2, group_size=2, max_tokens=4, rounds=2)
+    wish = RlBenchArgs(width=32, layers=1, groups=4, group_size=4, max_tokens=6, rounds=2)
     prompts = _prompts(wish)
     _model(wish, prompts, tmp_path).write(tmp_path / "model", {}, "bench")
     lines = tmp_path / "prompts.jsonl"
     lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    sizes = {"groups": 2, "group_size": 2, "max_tokens": 4, "threads": 1, "lr": 1e-4}
+    sizes = {"groups": 4, "group_size": 4, "max_tokens": 6, "threads": 1, "lr": 1e-4}
     plan = Plan(model=str(tmp_path / "model"), prompts=str(lines), **sizes)  # type: ignore[arg-type]
     with Worker("lockstep", [sys.executable, "-m", "lockstep.cli.rl_bench.ours"], 60, {}) as worker:
         worker.tell(asdict(plan))
         answers = [worker.ask("step") for _ in range(3)]
-    assert all(0 < answer["tokens"] <= 16 and answer["step_s"] >= answer["rollout_s"] for answer in answers)
+    assert all(0 < answer["tokens"] <= 96 and answer["step_s"] >= answer["rollout_s"] for answer in answers)

@@ -51,7 +51,8 @@ class KerasFile:
             value = self._h5.attrs.get(name, b"")
         except Exception as error:  # the HDF5 library's errors have no common root
             raise FormatError(f"its attribute {name} cannot be read: {error}", path=str(self.path)) from error
-        return value.encode() if isinstance(value, str) else bytes(value)
+        # Bytes that are no text come as lone surrogates; they go on as bytes, for the reader of JSON to refuse.
+        return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
 
     def places(self, layers: list[dict[str, Any]]) -> dict[str, str]:
         """Layer's name -> its group."""
