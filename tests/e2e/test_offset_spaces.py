@@ -45,6 +45,7 @@ class Echo(gym.Env):
         return self.obs, float(np.mean(wanted == action)), True, False, {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPACES)
 def test_trained_saved_loaded_and_served_on_raw_observations(kind: str, tmp_path: Path) -> None:
     config = PPOConfig(

@@ -35,6 +35,7 @@ ALL = [
 ALL += ["impala", "lstm", "gru", "masked", "dict"]
 
 
+@pytest.mark.slow
 def test_dense_policy_has_one_input_and_its_action_first(policy: Policy, tmp_path: Path) -> None:
     deviations = {d.name: d for d in export_onnx(policy, tmp_path / "p.onnx")}
     assert set(deviations) == {"action", "logprob", "value"}

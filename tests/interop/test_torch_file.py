@@ -23,6 +23,7 @@ REST = ["mlp-normalised", "multi", "gaussian", "q-rainbow", "stack", *SLOW]
 ALL = [*FAST, *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ALL, indirect=True)
 def test_exact_program_gives_the_policys_bits(policy: Policy, tmp_path: Path) -> None:
     """Batches of 1, 2 and 7, five steps with resets; the program's state is its own."""

@@ -229,6 +229,7 @@ def test_gradients_equal_those_of_the_naive_twin(seed: int) -> None:
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_matches_finite_differences() -> None:
     case = Case((5, 3), 4, 2, 3, 4, 2.0, True, torch.float32)
     inputs = [x.double().requires_grad_() for x in case.inputs() if x is not None]

@@ -90,6 +90,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_without_a_library_the_naive_path_runs_and_one_warning_says_so(tmp_path: Path) -> None:
     """A copy of the package without its compiled folder, as it is installed where there is no compiler."""
     source = Path(native.__file__).parents[1]

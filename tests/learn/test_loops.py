@@ -138,6 +138,7 @@ def stopper(session: Session, at: int) -> Callable[..., None]:
     return on_progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, model_folder: Path, tmp_path: Path) -> None:
     config, train = configs(model_folder, tmp_path)[name]

@@ -15,6 +15,8 @@ from lockstep.engine.engine import Engine
 from lockstep.models.language import LanguageModel
 from tests.parity.test_transformers import tokens
 
+pytestmark = pytest.mark.slow
+
 
 def search(model: LanguageModel, prompt: tuple[int, ...], params: SamplingParams, *eos: int) -> list[Sample]:
     engine = Engine(model, None, EngineConfig(num_pages=60, eos_token_ids=eos))
@@ -27,6 +29,7 @@ def search(model: LanguageModel, prompt: tuple[int, ...], params: SamplingParams
 CASES = [(2, 1.0, False, 24), (4, 1.0, True, 24), (4, 0.3, False, 24), (5, -0.5, True, 16), (3, 2.0, False, 30)]
 
 
+@pytest.mark.slow
 def test_beams_are_those_of_transformers(pair_of: Callable[..., Any]) -> None:
     pair = pair_of("Llama")
     model, num_ended, num_full = pair.ours(), 0, 0

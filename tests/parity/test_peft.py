@@ -23,7 +23,7 @@ def peft() -> Any:
     return pytest.importorskip("peft")
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 GPT2 = {
     **{"hidden_size": ..., "intermediate_size": ..., "num_hidden_layers": ..., "num_attention_heads": ...},

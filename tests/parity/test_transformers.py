@@ -18,6 +18,8 @@ from lockstep.kernels.logprobs import token_logprobs
 from lockstep.models.families import hf_tensors
 from lockstep.models.language import LanguageModel
 
+pytestmark = pytest.mark.slow
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 LONGROPE = {

@@ -126,6 +126,7 @@ _KEYS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(["gpt2", "llama"]), st.dictionaries(st.sampled_from(_KEYS), _junk, max_size=4))
 def test_hostile_metadata_is_refused_or_works(model: str, junk: dict[str, Any]) -> None:

@@ -128,6 +128,7 @@ def test_restoring_is_exact(config: EnvConfig, extra: str) -> None:
         two.close()
 
 
+@pytest.mark.slow
 def test_atari_episodes_depend_on_seed_and_actions_only_and_restore() -> None:
     pytest.importorskip("ale_py", reason="extra: atari")
     configs = [EnvConfig(id="ALE/Pong-v5", num_envs=2, time_limit=12, num_threads=threads) for threads in (1, 2)]

@@ -145,6 +145,7 @@ def test_an_environment_of_the_user_is_an_episode() -> None:
             TextEnvTask(TextEnvConfig(env=path))
 
 
+@pytest.mark.slow
 def test_episodes_in_workers_outlive_those_that_hang_or_die() -> None:
     task = TextEnvTask(TextEnvConfig(env=ENV))
     with VerifierPool(VerifierConfig(workers=1, timeout_s=1.0)) as pool:

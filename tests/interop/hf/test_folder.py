@@ -255,6 +255,7 @@ def test_tokenizer_files_go_along(folder: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_transformers_reads_our_shards_and_we_its(tmp_path: Path) -> None:
     import transformers
 
