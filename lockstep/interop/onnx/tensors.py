@@ -11,34 +11,12 @@ import torch
 
 from lockstep.core.errors import FormatError
 from lockstep.core.extras import require
+from lockstep.models.graph.ops.cast import DTYPES, STRING
 
 MAX_BYTES = 2**31
 """Largest tensor that a file may declare without carrying its bytes."""
 
-# Element types of TensorProto by number, with torch's words. Those of 4 bits and less are stored one a byte.
-TORCH_DTYPES: dict[int, torch.dtype] = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    4: torch.uint16,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    12: torch.uint32,
-    13: torch.uint64,
-    14: torch.complex64,
-    15: torch.complex128,
-    16: torch.bfloat16,
-    17: torch.float8_e4m3fn,
-    18: torch.float8_e4m3fnuz,
-    19: torch.float8_e5m2,
-    20: torch.float8_e5m2fnuz,
-}
-STRING = 8
-DTYPE_WORDS = {number: str(dtype).removeprefix("torch.") for number, dtype in TORCH_DTYPES.items()} | {STRING: "str"}
+DTYPE_WORDS = {number: str(dtype).removeprefix("torch.") for number, dtype in DTYPES.items()} | {STRING: "str"}
 BITS = {21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}
 
 
@@ -98,8 +76,8 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 def _check_length(proto: Any, count: int, name: str, path: str) -> None:
     if proto.data_type == STRING:
         have, need = len(proto.string_data), count
-    elif proto.data_type in TORCH_DTYPES or proto.data_type in BITS:
-        width = BITS.get(proto.data_type, 0) or TORCH_DTYPES[proto.data_type].itemsize * 8
+    elif proto.data_type in DTYPES or proto.data_type in BITS:
+        width = BITS.get(proto.data_type, 0) or DTYPES[proto.data_type].itemsize * 8
         if not proto.HasField("raw_data"):
             fields = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data, proto.uint64_data)
             have = max(len(field) for field in fields)
@@ -122,9 +100,9 @@ def _external(proto: Any, folder: Path, count: int, path: str) -> torch.Tensor:
             f"tensor {proto.name!r} names the external file {location!r}; expected one beside it", path=path
         )
     file = folder / location
-    if proto.data_type not in TORCH_DTYPES:
+    if proto.data_type not in DTYPES:
         raise FormatError(f"tensor {proto.name!r} has an element type that no external file holds", path=path)
-    dtype = TORCH_DTYPES[proto.data_type]
+    dtype = DTYPES[proto.data_type]
     need = count * dtype.itemsize
     try:
         offset, length = int(where.get("offset", 0)), int(where.get("length", need))
