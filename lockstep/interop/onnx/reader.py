@@ -16,7 +16,7 @@ import torch
 from lockstep.core.errors import FormatError
 from lockstep.core.extras import require
 from lockstep.interop.onnx.functions import inlined
-from lockstep.interop.onnx.tensors import BITS, DTYPE_WORDS, TORCH_DTYPES, tensor_of
+from lockstep.interop.onnx.tensors import BITS, DTYPE_WORDS, tensor_of
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About, Graph, Node, Port, TensorValue
 from lockstep.models.graph.module import GraphModule
@@ -312,4 +312,4 @@ def dense_of(sparse: Any, folder: Path, path: str) -> torch.Tensor:
     return out
 
 
-__all__ = ["TORCH_DTYPES", "from_bytes", "from_model", "read_onnx"]
+__all__ = ["from_bytes", "from_model", "read_onnx"]
