@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lockstep.api import override, train
+from lockstep.cli.figures import begin_figures, write_figures
 from lockstep.core.errors import ConfigError
 from lockstep.learn.session import Result
 from lockstep.recipes import recipe
@@ -26,7 +27,6 @@ from lockstep.rl.lm.grpo import GRPOConfig
 from lockstep.runs.plot import Curve, plot_curves
 from lockstep.runs.record import read_run
 from lockstep.runs.stats import t_interval
-from lockstep.runs.versions import describe_versions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"seeds={wish.seeds}, updates={wish.updates}; expected 1 or more, 0 or more")
     configs = {name: varied(name) for name in wish.recipes}
     console = Console(width=None if sys.stdout.isatty() else 160)
-    figures = _begin(wish)
+    figures = begin_figures(wish.json, "runs")
     for seed in range(1, wish.seeds + 1):
         for name, config in configs.items():
             runs = figures["runs"].setdefault(name, [])
@@ -67,10 +67,7 @@ def main(args: Sequence[str]) -> int:
                 continue
             run = train_one(name, config, seed, wish)
             runs.append(run)
-            if wish.json is not None:
-                scratch = wish.json.with_name(wish.json.name + ".writing")
-                scratch.write_text(json.dumps(figures, indent=2) + "\n")
-                scratch.replace(wish.json)
+            write_figures(wish.json, figures)
             console.print(
                 f"{name} seed {seed}: {run['scores'][0]:.3f} -> {run['scores'][-1]:.3f}, {run['seconds']:.0f} s"
             )
@@ -156,14 +153,3 @@ def table(figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
             f"{statistics.median(run['seconds'] for run in runs):.0f}",
         )
     return made
-
-
-def _begin(wish: LanguageBenchArgs) -> dict[str, Any]:
-    """Empty figures, or those of an interrupted measurement of the same commit, which goes on."""
-    figures: dict[str, Any] = {"versions": describe_versions(), "runs": {}}
-    if wish.json is None or not wish.json.exists():
-        return figures
-    earlier = dict(json.loads(wish.json.read_text()))
-    if earlier["versions"]["commit"] != figures["versions"]["commit"]:
-        raise ConfigError(f"{wish.json} holds figures of another commit; name another file or delete it")
-    return earlier

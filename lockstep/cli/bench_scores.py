@@ -19,12 +19,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from lockstep.cli.figures import begin_figures, write_figures
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.recipes import recipe
 from lockstep.rl.algorithms import train_function
 from lockstep.rl.session import Session
 from lockstep.runs.stats import iqm, iqm_interval, t_interval
-from lockstep.runs.versions import describe_versions
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def main(args: Sequence[str]) -> int:
         if name not in SOLVE:
             raise ConfigError(unknown_name("recipe with a solving threshold", name, SOLVE))
     console = _console()
-    figures = _begin(wish)
+    figures = begin_figures(wish.json, "scores", "solve")
     for kind, names in (("solve", wish.solve), ("scores", wish.recipes)):
         for name in names:
             runs = figures[kind].setdefault(name, [])
@@ -114,7 +114,7 @@ def main(args: Sequence[str]) -> int:
             with ThreadPoolExecutor(jobs) as pool:
                 for run in pool.map(lambda seed, n=name, k=kind: _child(n, seed, wish, solve=k == "solve"), todo):
                     runs.append(run)
-                    _write(wish, figures)
+                    write_figures(wish.json, figures)
                     console.print(
                         f"{kind} {name} seed {run['seed']}: return {run['mean']:.1f}, {run['train_seconds']:.2f} s"
                     )
@@ -150,24 +150,6 @@ def show(path: Path) -> int:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
-
-
-def _begin(wish: ScoreBenchArgs) -> dict[str, Any]:
-    """Empty figures, or those of an interrupted measurement of the same commit, which goes on."""
-    figures: dict[str, Any] = {"versions": describe_versions(), "scores": {}, "solve": {}}
-    if wish.json is None or not wish.json.exists():
-        return figures
-    earlier = dict(json.loads(wish.json.read_text()))
-    if earlier["versions"]["commit"] != figures["versions"]["commit"]:
-        raise ConfigError(f"{wish.json} holds figures of another commit; name another file or delete it")
-    return earlier
-
-
-def _write(wish: ScoreBenchArgs, figures: dict[str, Any]) -> None:
-    if wish.json is not None:
-        scratch = wish.json.with_name(wish.json.name + ".writing")
-        scratch.write_text(json.dumps(figures, indent=2) + "\n")
-        scratch.replace(wish.json)
 
 
 def train_one(name: str, seed: str, episodes: str, total_steps: str, solve: str) -> dict[str, Any]:

@@ -68,11 +68,16 @@ def serve_once(run: Path) -> Any:
         print(f"POST {base}/v2/models/{name}/infer  {json.dumps(body)}")
         return _call(f"{base}/v2/models/{name}/infer", body)
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask it to end, and end it."""
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def wait_ready(url: str, process: subprocess.Popen[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.api import read_config, train
-from lockstep.cli.quickstart_control import free_port, wait_ready
+from lockstep.cli.quickstart_control import free_port, stop, wait_ready
 from lockstep.cli.train import columns, report
 from lockstep.core.extras import require
 from lockstep.core.trajectory import Problem
@@ -86,8 +86,4 @@ def ask_once(openai: Any, run: Path, problem: Problem) -> str:
         print(f"POST http://127.0.0.1:{port}/v1/chat/completions: {1000 * (time.perf_counter() - began):.0f} ms")
         return str(reply.choices[0].message.content)
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        stop(process)

@@ -23,23 +23,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from lockstep.checkpoint.store import Checkpointer
 from lockstep.core.errors import ConfigError, DivergedError, StoppedError
+from lockstep.core.state import Stateful
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 from lockstep.runs.stats import mean_interval
 
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
-
-
-class Stateful(Protocol):
-    """A part of training state that a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, data: dict[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Self
 
 import torch
 
 from lockstep.checkpoint.store import Checkpointer
 from lockstep.core.errors import ConfigError, DivergedError, StoppedError
+from lockstep.core.state import Stateful
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.episodes import EpisodeEnd
 from lockstep.models.control.folder import save_policy
@@ -34,14 +35,6 @@ from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
-
-
-class Stateful(Protocol):
-    """A part of training state that a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, data: dict[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
