@@ -20,7 +20,7 @@ $(VENV)/.base: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	$(PIP) --no-build-isolation -e '.[quickstart]'
 	@touch $@
 
-# An editable install builds the kernels of this machine; the tests judge those of every instruction set.
+# An editable install builds the kernels of this machine; the tests judge those of every instruction set that it runs.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	$(PIP) --no-build-isolation -e '.[quickstart,dev]'
 	$(BIN)/python setup.py --quiet build_ext --inplace

@@ -4,7 +4,7 @@ The libraries are optional. Without a compiler, or on a system where they do not
 its naive kernels.
 
 A wheel holds every level. An editable install, which stays on its machine, builds the portable level and the one that
-this processor takes; `python setup.py build_ext --inplace` builds the others too.
+this processor takes; `python setup.py build_ext --inplace` builds all that it runs, for the tests judge each.
 """
 
 from __future__ import annotations
@@ -50,14 +50,13 @@ def compiler() -> str | None:
 
 
 def levels_of_this_machine() -> list[str]:
-    """The portable level and the highest that this processor runs; all of them where it does not say."""
+    """The levels that this processor runs, the lowest first; all of them where it does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return list(LEVELS)
     flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
-    runs = [level for level in LEVELS if flags.issuperset(NEEDS.get(level, ()))]
-    return list(dict.fromkeys(["portable", runs[-1]]))
+    return [level for level in LEVELS if flags.issuperset(NEEDS.get(level, ()))]
 
 
 class BuildKernels(build_ext):
@@ -82,7 +81,10 @@ class BuildKernels(build_ext):
                 self._link(cxx, level, [part.result() for part in parts], folder)
 
     def _levels(self) -> list[str]:
-        return levels_of_this_machine() if self.editable_mode else list(LEVELS)
+        if not (self.editable_mode or self.inplace):
+            return list(LEVELS)
+        runs = levels_of_this_machine()
+        return runs if not self.editable_mode else list(dict.fromkeys(["portable", runs[-1]]))
 
     def _folder(self) -> str:
         in_tree = self.inplace or self.editable_mode
