@@ -29,7 +29,10 @@ DQN = dqn.DQNConfig(
     epsilon_end=0.04,
 )
 SAC = sac.SACConfig(
-    env=PENDULUM, network=SMALL, learning_rate=3e-3, run=RunConfig(total_steps=6_000, final_episodes=20)
+    env=PENDULUM,
+    network=SMALL,
+    learning_rate=3e-3,
+    run=RunConfig(total_steps=6_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=20),
 )
 
 
@@ -61,7 +64,7 @@ def test_discrete_sac_balances_cartpole() -> None:
         SAC,
         env=EnvConfig(num_envs=1),
         run=RunConfig(total_steps=30_000, eval_every=3_000, stop_at_return=450.0, final_episodes=30),
-        replay=ReplayConfig(batch_size=128, learning_starts=1_000, n_step=3),
+        replay=ReplayConfig(batch_size=64, learning_starts=1_000, n_step=3, train_freq=4, gradient_steps=2),
         temperature=0.05,
         tau=0.01,
     )
@@ -72,7 +75,7 @@ def test_discrete_sac_balances_cartpole() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["td3", "ddpg"])
 def test_td3_swings_up_the_pendulum(variant: str) -> None:
-    run = RunConfig(total_steps=10_000, final_episodes=20)
+    run = RunConfig(total_steps=10_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=20)
     replay = ReplayConfig(batch_size=128, learning_starts=1_000)
     config = td3.TD3Config(env=PENDULUM, network=SMALL, run=run, replay=replay, learning_rate=3e-3)
     config = td3.ddpg(config) if variant == "ddpg" else config
@@ -82,8 +85,9 @@ def test_td3_swings_up_the_pendulum(variant: str) -> None:
 
 @pytest.mark.slow
 def test_tqc_swings_up_the_pendulum() -> None:
-    run = RunConfig(total_steps=5_000, final_episodes=20)
-    config = tqc.TQCConfig(env=PENDULUM, network=SMALL, run=run, learning_rate=3e-3)
+    run = RunConfig(total_steps=5_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=20)
+    replay = ReplayConfig(batch_size=128)
+    config = tqc.TQCConfig(env=PENDULUM, network=SMALL, run=run, replay=replay, learning_rate=3e-3)
     result = tqc.train(config, Session(config.run, config.env))
     assert result.evaluation.mean >= -250, str(result.evaluation)
 
@@ -100,7 +104,8 @@ def cartpole_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pendulum_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained policy's samples and a random policy's, on Pendulum."""
-    policy = sac.train(SAC, Session(replace(SAC.run, final_episodes=0), SAC.env)).policy
+    run = RunConfig(total_steps=6_000, final_episodes=0)
+    policy = sac.train(replace(SAC, run=run), Session(run, SAC.env)).policy
     folder = tmp_path_factory.mktemp("data")
     env = replace(PENDULUM, num_envs=8)
     return collect_dataset(policy, env, steps=8_000, seed=5, path=folder / "pendulum.npz")
@@ -123,7 +128,7 @@ def test_cloning_reproduces_a_pendulum_policy(pendulum_data: Path) -> None:
 
 @pytest.mark.slow
 def test_iql_learns_from_a_cartpole_policys_data(cartpole_data: Path) -> None:
-    run = RunConfig(total_steps=5_000, final_episodes=30)
+    run = RunConfig(total_steps=5_000, eval_every=1_000, stop_at_return=450.0, final_episodes=30)
     config = iql.IQLConfig(dataset=str(cartpole_data), network=SMALL, run=run, learning_rate=1e-3)
     result = iql.train(config, Session(config.run, config.env))
     assert result.evaluation.mean >= 400, str(result.evaluation)
@@ -131,7 +136,7 @@ def test_iql_learns_from_a_cartpole_policys_data(cartpole_data: Path) -> None:
 
 @pytest.mark.slow
 def test_iql_learns_from_a_pendulum_policys_data(pendulum_data: Path) -> None:
-    run = RunConfig(total_steps=10_000, final_episodes=20)
+    run = RunConfig(total_steps=10_000, eval_every=2_000, stop_at_return=-250.0, final_episodes=20)
     config = iql.IQLConfig(
         dataset=str(pendulum_data), env=PENDULUM, network=SMALL, run=run, learning_rate=1e-3, temperature=10.0
     )
