@@ -12,6 +12,7 @@ from lockstep.core.errors import ConfigError
 from lockstep.core.extras import require
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.make import make_env, rendering
+from lockstep.envs.control.stepper import Stepper
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.policy import Policy
 
@@ -42,32 +43,38 @@ def record_episodes(
     imageio = require("imageio.v2", extra="video")
     config = rendering(replace(env, clip_reward=False))
     stepper = make_env(config, seed=seed)
-    returns: list[float] = []
-    frames: list[np.ndarray] = []
-    try:
-        actor = Actor(policy, 1, seed=seed)
-        obs = stepper.reset(seed)
-        while len(returns) < episodes and len(frames) < max_frames:
-            frames.append(stepper.render())
-            result = stepper.step(actor.act(obs, deterministic=True).env_action.numpy())
-            actor.advance(result.starts_N, result.valid_N)
-            obs = result.obs
-            returns += [float(end.episode_return) for end in result.episodes]
-        fps = fps or int(stepper.env.metadata.get("render_fps", 30))
-    finally:
-        stepper.close()
+    # Frames are written as they come, to a file beside that takes its name when it is whole.
+    partial = out.with_name(f".partial-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(imageio, out, frames, fps)
+        fps = fps or int(stepper.env.metadata.get("render_fps", 30))
+        with imageio.get_writer(partial, mode="I", **_options(out, fps)) as writer:
+            returns = _play(stepper, policy, writer, episodes=episodes, seed=seed, max_frames=max_frames)
+        partial.replace(out)
     except OSError as error:
         raise ConfigError(f"video {out} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        stepper.close()
     return returns
 
 
-def _write(imageio: Any, out: Path, frames: list[np.ndarray], fps: int) -> None:
-    if out.suffix == ".gif":
-        imageio.mimsave(out, frames, duration=1000.0 / fps, loop=0)
-        return
-    # H.264 wants even sizes.
-    height, width = (size - size % 2 for size in frames[0].shape[:2])
-    imageio.mimsave(out, [frame[:height, :width] for frame in frames], fps=fps, macro_block_size=1)
+def _play(stepper: Stepper, policy: Policy, writer: Any, *, episodes: int, seed: int, max_frames: int) -> list[float]:
+    returns: list[float] = []
+    actor = Actor(policy, 1, seed=seed)
+    obs = stepper.reset(seed)
+    for _ in range(max_frames):
+        frame = stepper.render()
+        height, width = (size - size % 2 for size in frame.shape[:2])  # H.264 wants even sizes
+        writer.append_data(np.ascontiguousarray(frame[:height, :width]))
+        result = stepper.step(actor.act(obs, deterministic=True).env_action.numpy())
+        actor.advance(result.starts_N, result.valid_N)
+        obs = result.obs
+        returns += [float(end.episode_return) for end in result.episodes]
+        if len(returns) >= episodes:
+            break
+    return returns
+
+
+def _options(out: Path, fps: int) -> dict[str, Any]:
+    return {"duration": 1000.0 / fps, "loop": 0} if out.suffix == ".gif" else {"fps": fps, "macro_block_size": 1}
