@@ -78,6 +78,7 @@ class SoakArgs:
     growth_mib: float = 8.0
     """Memory may grow by this much from the first third to the last."""
     seed: int = 0
+    """Of the traffic."""
     json: Path | None = None
     """Also write the figures to this file."""
 

@@ -28,8 +28,11 @@ class SamplingArgs:
     top_k: int = 0
     """0: all tokens."""
     top_p: float = 1.0
+    """Keep the most probable tokens that together have this probability; 1: all."""
     min_p: float = 0.0
+    """Keep tokens of at least this share of the greatest probability; 0: all."""
     repetition_penalty: float = 1.0
+    """Divide the logits of tokens seen before; 1: none."""
     seed: int | None = None
     """Same seed, same text."""
     stop: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class GenerateArgs:
     model: Annotated[str, tyro.conf.Positional]
     """A GGUF file, a Hugging Face folder, a name in the store, or a hub id."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Texts to go on from (default: each line of the input)."""
     n: int = 1
     """Texts for each prompt."""
     sampling: Annotated[SamplingArgs, tyro.conf.arg(name="")] = field(default_factory=SamplingArgs)

@@ -46,8 +46,11 @@ class EngineConfig:
     bfloat16, int8 or int4. The last two round every head of a token to 255 or 16 levels: more context in the memory, at
     log-probabilities that are no longer the trainer's."""
     policy: Policy = Policy.FCFS
+    """Who runs first: fcfs, the longest waiting; priority, the least number."""
     prefix_cache: bool = True
+    """Keep the pages of finished texts for prompts that begin alike."""
     eviction: Eviction = Eviction.LRU
+    """Which kept pages make room: lru, those unused for longest; lfu, those used least often."""
     max_draft_tokens: int | None = None
     """Most tokens guessed ahead, by the draft model where there is one, else by prompt lookup; 0: none. None: 5 with a
     draft model, else 0. The text is the same either way."""

@@ -32,6 +32,7 @@ class LanguageConfig:
     kv_memory_mib: int | None = None
     """Memory for keys and values, in MiB; None: half of what is free once the weights are loaded."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    """Scheduling, pages and limits of the engine."""
     lora: tuple[str, ...] = ()
     """Low-rank adapters to serve from the start, each NAME=PATH of a PEFT folder; clients give NAME as `model`."""
     admin: bool = False

@@ -28,6 +28,7 @@ class CodeConfig:
     path: str = ""
     """A JSONL file. Empty: `records` are handed to `CodeTask`."""
     prompt_key: str = "prompt"
+    """Field of the prompt: text, or a list of messages."""
     tests_key: str = "tests"
     """Field of the tests: statements that raise where the program is wrong, or objects with `input` and `output` (texts
     of standard input and output, compared line by line but for blank space at the end of each)."""
@@ -38,7 +39,9 @@ class CodeConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """Limits of each run: one for all statements (with "share", one for each), one for each input."""
     system: str = "Answer with one Python program in a ```python block."
+    """System message; empty for none."""
     name: str = "code"
+    """For tables."""
 
 
 @final

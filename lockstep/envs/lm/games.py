@@ -44,12 +44,15 @@ class TextEnvConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor."""
     seed: int = 0
+    """Of the episodes: each takes its own from this one."""
     split: Literal["train", "held_out"] = "train"
     """Seeds held out are 2^62 away from those trained on."""
     max_turns: int = 64
     """Turns of the model before the episode ends as truncated."""
     form: Literal["plain", "chat"] = "chat"
+    """Turns as plain text, or as messages by the chat template."""
     system: str = ""
+    """System message of the chat form; empty for none."""
 
 
 @final
@@ -113,17 +116,22 @@ class TextArenaConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the game."""
     num_players: int = 1
+    """Players at the table, the model among them."""
     opponent: str = "random"
     """Who plays the other players: "random" takes one of the moves that the game lists, or `my_module:function`, an
     `Opponent`."""
     seat: Literal["first", "last", "either"] = "either"
     """The model's place at the table; "either": chance decides."""
     seed: int = 0
+    """Of the games: each takes its own from this one."""
     split: Literal["train", "held_out"] = "train"
     """Seeds held out are 2^30 away from those trained on."""
     max_turns: int = 64
+    """Turns of the model before the game ends as truncated."""
     form: Literal["plain", "chat"] = "chat"
+    """Turns as plain text, or as messages by the chat template."""
     system: str = ""
+    """System message of the chat form; empty for none."""
 
 
 @final

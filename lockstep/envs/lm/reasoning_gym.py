@@ -65,12 +65,14 @@ class ReasoningGymConfig:
     has_levels: bool = False
     """Take difficulty from the generator's own curriculum; `options` still go first."""
     seed: int = 0
+    """Of the problems: each takes its own from this one."""
     split: Literal["train", "held_out"] = "train"
     """Which questions: those held out are never met in training, whatever the seeds, indices and levels, because the
     question's own text decides."""
     held_out_share: float = 0.2
     """Share of all questions that is held out. Drawing one costs 1 / share generated questions."""
     form: Literal["plain", "chat"] = "plain"
+    """Prompts as plain text by `template`, or as messages by the chat template."""
     template: str = "{question}\n"
     """What a plain prompt looks like."""
     system: str = (

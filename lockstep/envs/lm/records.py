@@ -38,7 +38,9 @@ class RecordsConfig:
     split: Literal["all", "train", "held_out"] = "all"
     """Records held out are chosen by their prompt's text, so that repeated prompts stay on one side."""
     held_out_share: float = 0.1
+    """Share of the records that is held out, 0 to 1."""
     form: Literal["plain", "chat"] = "chat"
+    """Prompts as plain text by `template`, or as messages by the chat template."""
     template: str = "{prompt}\n"
     """What a plain prompt looks like."""
     system: str = ""
