@@ -148,6 +148,8 @@ def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int
         if scores is not None:
             greedy = f"; most probable answers {scores.extra['greedy']:.3f}" if "greedy" in scores.extra else ""
             print(f"held out, {word:<6} {scores}{greedy}")
+            if "teacher" in scores.extra:
+                print(f"held out, teacher {scores.extra['teacher']:.3f}")
     print(f"run directory    {run.path}")
     print(
         f"next             lockstep serve {run.path}   lockstep chat {run.path}   lockstep runs show {run.path} --samples"

@@ -1,7 +1,7 @@
 """Distillation: a student learns a teacher's distribution over the whole vocabulary at every token of given answers.
 
-Off-policy, as here, the answers come from a file; on-policy they are the student's own samples, and the same
-`divergence_loss` is GKD's (Agarwal et al. 2024).
+Off-policy, as here, the answers come from a file; on-policy they are the student's own samples, `rl.lm.teacher`, where the
+same `micro_divergence` is GKD's (Agarwal et al. 2024).
 
 Legend: R tokens (rows), r rows of a chunk, E model width, V vocabulary.
 """
@@ -22,7 +22,7 @@ from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts
 from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
 from lockstep.learn.logprobs import ROWS, Logprobs
 from lockstep.learn.losses import Divergence, distribution_divergence
-from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.model import ModelConfig, build, load_teacher
 from lockstep.learn.packing import MicroBatch, micro_batches
 from lockstep.learn.session import Result, Session, UpdatesConfig
 from lockstep.learn.sft import likelihoods, read_examples
@@ -36,7 +36,9 @@ class DistillConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The student; a new one takes the teacher's tokenizer."""
     teacher: str = ""
-    """Folder or hub id of the teacher."""
+    """Model folder, run directory, GGUF file or hub id of the teacher."""
+    teacher_dtype: str = "auto"
+    """Precision of the teacher: auto, fp32, bf16, int8 or int4."""
     data: DataConfig = field(default_factory=DataConfig)
     """Rows with "messages", "prompt" and "completion", or "text"."""
     held_out: str = ""
@@ -68,16 +70,13 @@ class DistillConfig:
 
 def train(config: DistillConfig, session: Session) -> Result:
     """Take the next rows, ask the teacher for its distributions, step on the divergence; repeat."""
-    if not config.teacher:
-        raise ConfigError("there is no teacher; give its folder or hub id")
     if config.run.threads:
         kernels.set_num_threads(config.run.threads)
-    taught = build(ModelConfig(path=config.teacher, dtype=config.model.dtype), [], session.seed, None)
-    teacher = taught.model.requires_grad_(False)
+    teacher = load_teacher(config.teacher, config.teacher_dtype)
     rows = JsonLines(Path(config.data.path))
-    folder = taught.tokenizer_folder if not config.model.path else None
-    made = build(config.model, texts_of(rows), session.seed, folder)
-    _check_vocabulary(made.model, teacher)
+    folder = teacher.folder_for(config.model)
+    made = build(config.model, texts_of(rows), session.seed, folder, teacher.model.vocab_size)
+    teacher.check(made)
     renderer = Renderer(made.tokenizer, config.data)
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
@@ -92,7 +91,7 @@ def train(config: DistillConfig, session: Session) -> Result:
         found = [renderer.supervised(rows[number], rows.where(number)) for number in numbers]
         examples = [example for example in found if example is not None]
         num_tokens = sum(float(example.weight.sum()) for example in examples)
-        loss = divergence_loss(config, made.model, teacher, max(num_tokens, 1.0))
+        loss = divergence_loss(config, made.model, teacher.model, max(num_tokens, 1.0))
         metrics = learner.step(micro_batches(examples, config.micro_tokens), loss)
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
     rows.close()
@@ -103,16 +102,8 @@ def divergence_loss(config: DistillConfig, student: LanguageModel, teacher: Lang
     """Mean divergence over `num_tokens` weighted tokens of the whole batch, plus the weighted likelihood."""
 
     def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-        with torch.no_grad():
-            teacher_RE = teacher(micro.batch, None).index_select(0, micro.rows_R)
-        divergence_R = model_divergence(
-            student,
-            logprobs.hidden_RE,
-            teacher,
-            teacher_RE,
-            config.divergence,
-            temperature=config.temperature,
-            beta=config.beta,
+        divergence_R = micro_divergence(
+            student, teacher, logprobs, micro, config.divergence, temperature=config.temperature, beta=config.beta
         )
         share = (divergence_R * micro.weight_R).sum() / num_tokens
         nll = -(logprobs.logprob_R * micro.weight_R).sum() / num_tokens
@@ -122,30 +113,33 @@ def divergence_loss(config: DistillConfig, student: LanguageModel, teacher: Lang
     return loss
 
 
-def model_divergence(
+def micro_divergence(
     student: LanguageModel,
-    student_RE: Tensor,
     teacher: LanguageModel,
-    teacher_RE: Tensor,
+    logprobs: Logprobs,
+    micro: MicroBatch,
     kind: str,
     *,
     temperature: float = 1.0,
     beta: float = 0.5,
 ) -> Tensor:
-    """`distribution_divergence` [R] of two models' hidden states, some rows' logits at a time in both passes."""
+    """`distribution_divergence` [R] of two models at the rows of a micro-batch, differentiable in the student. Some rows'
+    logits are held at a time, in both passes: [R, V] never is.
+
+    Args:
+        teacher: asked here, without gradients. Where the two pad their vocabularies differently, the tokens that both have
+            are compared.
+        logprobs: of the student, whose hidden states are taken.
+    """
+    shared = min(student.vocab_size, teacher.vocab_size)
+    with torch.no_grad():
+        teacher_RE = teacher(micro.batch, None).index_select(0, micro.rows_R)
 
     def some(student_rE: Tensor, teacher_rE: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_rV = teacher.logits(teacher_rE)
-        return distribution_divergence(student.logits(student_rE), teacher_rV, kind, temperature=temperature, beta=beta)
+            teacher_rV = teacher.logits(teacher_rE)[:, :shared]
+        student_rV = student.logits(student_rE)[:, :shared]
+        return distribution_divergence(student_rV, teacher_rV, kind, temperature=temperature, beta=beta)
 
-    parts = zip(student_RE.split(ROWS), teacher_RE.split(ROWS), strict=True)
+    parts = zip(logprobs.hidden_RE.split(ROWS), teacher_RE.split(ROWS), strict=True)
     return torch.cat([checkpoint(some, *pair, use_reentrant=False, preserve_rng_state=False) for pair in parts])
-
-
-def _check_vocabulary(student: LanguageModel, teacher: LanguageModel) -> None:
-    if student.vocab_size != teacher.vocab_size:
-        raise ConfigError(
-            f"the student has {student.vocab_size} tokens, the teacher {teacher.vocab_size}; distributions are compared "
-            "token by token, so both need the same vocabulary"
-        )

@@ -81,12 +81,77 @@ class TrainedModel:
         (folder / "README.md").write_text(_card(self.model, results, title))
 
 
-def build(config: ModelConfig, texts: Iterable[str], seed: int, folder: Path | None) -> TrainedModel:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher:
+    """A model that is only asked, with its tokenizer."""
+
+    path: str
+    model: LanguageModel
+    tokenizer: Tokenizer
+    tokenizer_folder: Path | None
+    """None: a GGUF file holds it."""
+
+    def folder_for(self, student: ModelConfig) -> Path | None:
+        """Folder of the tokenizer that a new student takes over; None: the student brings its own.
+
+        Raises:
+            ConfigError: a new student of a GGUF file, whose tokenizer is no folder.
+        """
+        if student.path:
+            return None
+        if self.tokenizer_folder is None:
+            raise ConfigError(
+                f"a new student takes its teacher's tokenizer, and {self.path} is a GGUF file, which has no folder of one; "
+                "give the student as model.path, or the teacher as a Hugging Face folder"
+            )
+        return self.tokenizer_folder
+
+    def check(self, student: TrainedModel) -> None:
+        """Distributions are compared token by token, so both must mean the same by them.
+
+        Raises:
+            ConfigError: names the first token that differs.
+        """
+        ours, theirs = student.tokenizer.vocabulary.tokens, self.tokenizer.vocabulary.tokens
+        place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+        if place is not None:
+            raise ConfigError(
+                f"token {place} is {ours[place]!r} to the student and {theirs[place]!r} to the teacher {self.path}; "
+                "distributions are compared token by token, so both need the same vocabulary: take a teacher of the "
+                "student's family"
+            )
+        if len(ours) > student.model.vocab_size or len(ours) > self.model.vocab_size:
+            raise ConfigError(
+                f"the student's tokenizer has {len(ours)} tokens, the teacher's model {self.model.vocab_size}; the teacher "
+                "must know every token that the student may write"
+            )
+
+
+def load_teacher(path: str, dtype: str = "auto") -> Teacher:
+    """A teacher from wherever models are read: a folder, a run's directory, a GGUF file, a hub id.
+
+    Raises:
+        ConfigError: no path; InputError, FormatError: no such model, or one that cannot be read.
+    """
+    if not path:
+        raise ConfigError("there is no teacher; give a model folder, a run's directory, a GGUF file or a hub id")
+    source = open_weights(path)
+    model, described = load_model(source, dtype), source.tokenizer()
+    if isinstance(described, Path):
+        return Teacher(path=path, model=model, tokenizer=Tokenizer.from_folder(described), tokenizer_folder=described)
+    tokenizer = Tokenizer.from_gguf_metadata(described)
+    return Teacher(path=path, model=model, tokenizer=tokenizer, tokenizer_folder=None)
+
+
+def build(
+    config: ModelConfig, texts: Iterable[str], seed: int, folder: Path | None, vocab_size: int | None = None
+) -> TrainedModel:
     """The model to train, float32 weights and all of them trainable.
 
     Args:
         texts: what the tokenizer of a new model is learned from.
         folder: where that tokenizer lies, or is to be written; None: a temporary one.
+        vocab_size: logits of a new model; None: as many as its tokenizer has ids, in whole tiles of the kernels.
 
     Raises:
         ConfigError: no such model, sizes that do not fit, or a model that cannot be trained.
@@ -110,7 +175,7 @@ def build(config: ModelConfig, texts: Iterable[str], seed: int, folder: Path | N
         train_tokenizer(texts, config.vocab_size, folder)
     tokenizer = Tokenizer.from_folder(folder)
     # Padded to a whole tile of the kernels; the rows beyond the vocabulary are never drawn by a trained model.
-    size = (tokenizer.vocab_size + 31) // 32 * 32
+    size = vocab_size or (tokenizer.vocab_size + 31) // 32 * 32
     architecture = config.architecture(size, tokenizer.eos_ids[0])
     model = build_model(architecture, seed, config.dtype)
     return TrainedModel(model=model, tokenizer=tokenizer, config=architecture, tokenizer_folder=folder)

@@ -23,6 +23,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "gmpo-spell-backward": language.gmpo_spell_backward,
     "maxrl-spell-backward": language.maxrl_spell_backward,
     "pass-at-k-spell-backward": language.pass_at_k_spell_backward,
+    "distill-spell-backward": language.distill_spell_backward,
     "lora-spell-backward": language.lora_spell_backward,
     "int8-spell-backward": language.int8_spell_backward,
     "sft-jsonl": supervised.sft_jsonl,

@@ -135,3 +135,18 @@ def int8_spell_backward() -> GRPOConfig:
     base = spell_backward()
     loss = replace(base.learn.loss, correction=CorrectionConfig(kind="truncate"))
     return replace(base, rollout=replace(base.rollout, dtype="int8"), learn=replace(base.learn, loss=loss, exact=False))
+
+
+def distill_spell_backward() -> GRPOConfig:
+    """Words spelled backward, learned from a teacher on the student's own samples: give --teacher.path a run or model."""
+    base = _by("distill")
+    return replace(
+        base,
+        model=replace(base.model, width=64, hidden=192, num_layers=3, num_heads=2),
+        learn=replace(base.learn, minibatches=1),
+        learner=LearnerConfig(
+            optimiser=OptimiserConfig(
+                kind="muon", lr=1e-3, muon_lr=0.01, schedule=ScheduleConfig(kind="linear", warmup_steps=5, final=0.1)
+            )
+        ),
+    )

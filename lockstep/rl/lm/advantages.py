@@ -32,6 +32,7 @@ Advantage = Literal[
     "max_likelihood",
     "pass_at_k",
     "gae",
+    "none",
 ]
 
 
@@ -153,6 +154,11 @@ def pass_at_k(rewards: Rewards) -> Tensor:
     return out_N.float()
 
 
+def none(rewards: Rewards) -> Tensor:
+    """0: rewards are shown, and teach nothing (on-policy distillation)."""
+    return torch.zeros_like(rewards.reward_N)
+
+
 SEQUENCE_ADVANTAGES: dict[str, Callable[[Rewards], Tensor]] = {
     "group_normalised": group_normalised,
     "group_centred": group_centred,
@@ -162,6 +168,7 @@ SEQUENCE_ADVANTAGES: dict[str, Callable[[Rewards], Tensor]] = {
     "greedy_baseline": greedy_baseline,
     "max_likelihood": max_likelihood,
     "pass_at_k": pass_at_k,
+    "none": none,
 }
 """Advantages that are one number a sample. "gae" is a number a token: `token_gae`."""
 

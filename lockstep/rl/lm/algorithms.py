@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lockstep.core.errors import ConfigError
+from lockstep.learn.losses import Divergence
 from lockstep.rl.lm.advantages import Advantage
 
 Ratio = Literal["token", "sequence"]
@@ -94,6 +95,33 @@ class KLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherLossConfig:
+    """A pull coef · D(teacher t, π) at the tokens that the student sampled: on-policy distillation (GKD, Agarwal et al. 2024;
+    with reverse_kl also MiniLLM, Gu et al. 2024, its single-step part).
+
+    forward_kl: KL(t ‖ π); reverse_kl: KL(π ‖ t); jsd: β KL(t ‖ m) + (1 − β) KL(π ‖ m), m = β t + (1 − β) π: each over the whole
+    vocabulary, at every token, so that no importance weights are needed where the sampler differed from the learner.
+    """
+
+    coef: float = 0.0
+    """Weight of the divergence; 0: there is no teacher."""
+    divergence: Divergence = "reverse_kl"
+    """forward_kl, reverse_kl or jsd."""
+    temperature: float = 1.0
+    """Divides both models' logits."""
+    beta: float = 0.5
+    """jsd: share of the teacher in the mixture."""
+
+    def __post_init__(self) -> None:
+        _known("teacher divergence", self.divergence, get_args(Divergence))
+        if self.coef < 0.0 or self.temperature <= 0.0 or not 0.0 < self.beta < 1.0:
+            raise ConfigError(
+                f"teacher coef={self.coef}, temperature={self.temperature}, beta={self.beta}; expected coef 0 or more, "
+                "temperature above 0, 0 < beta < 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyLossConfig:
     """An algorithm: which advantage, and what is done with it."""
 
@@ -112,6 +140,8 @@ class PolicyLossConfig:
     """Off-policy correction."""
     kl: KLConfig = field(default_factory=KLConfig)
     """Penalty towards a reference model."""
+    teacher: TeacherLossConfig = field(default_factory=TeacherLossConfig)
+    """Pull towards a teacher."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     value_coef: float = 0.0
@@ -134,8 +164,16 @@ class PolicyLossConfig:
                 f"advantage={self.advantage!r} with value_coef={self.value_coef}; gae needs a value head (value_coef > 0), "
                 "the others have none (value_coef=0)"
             )
+        if self.advantage == "none" and not (self.teacher.coef or self.kl.coef or self.entropy_coef):
+            raise ConfigError("advantage='none' learns nothing by itself; give teacher.coef, or another advantage")
         if min(self.entropy_coef, self.value_coef, self.value_clip) < 0.0 or self.max_length < 0:
             raise ConfigError("entropy_coef, value_coef, value_clip and max_length must be 0 or more")
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Whether a token's gradient has the weight of what was sampled, which other samplers' tokens need a correction for;
+        a teacher's divergence has not."""
+        return self.advantage != "none" or self.kl.coef > 0.0
 
 
 _SEQUENCE_CLIP = ClipConfig(low=3e-4, high=4e-4)
@@ -154,5 +192,8 @@ ALGORITHMS: dict[str, PolicyLossConfig] = {
     "gmpo": PolicyLossConfig(clip=ClipConfig(kind="gmpo", low=0.4, high=0.4), aggregation="sequences"),
     "maxrl": PolicyLossConfig(advantage="max_likelihood"),
     "pass_at_k": PolicyLossConfig(advantage="pass_at_k", k=4),
+    "distill": PolicyLossConfig(
+        advantage="none", clip=ClipConfig(kind="none"), teacher=TeacherLossConfig(coef=1.0, divergence="reverse_kl")
+    ),
 }
 """Named compositions, with the papers' settings; recipes start from one and `replace` what they change."""

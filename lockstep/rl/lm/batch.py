@@ -31,9 +31,13 @@ from lockstep.rl.lm.advantages import (
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig
 from lockstep.rl.lm.losses import Counts, policy_loss
 from lockstep.rl.lm.rollout import Group, RolloutConfig
+from lockstep.rl.lm.teacher import OnlineTeacher
 
 SampleKey = tuple[int, int]
 """(number of the group, index of the sample in it)."""
+
+_OF_THE_LAST = ("clip_fraction", "old_kl", "ratio_max")
+"""Metrics that tell something after the first step only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ class LearnConfig:
     def pulls_everywhere(self) -> bool:
         """Whether a sample without advantage has a gradient too."""
         loss = self.loss
-        return loss.kl.coef > 0.0 or loss.entropy_coef > 0.0 or loss.value_coef > 0.0
+        return max(loss.kl.coef, loss.entropy_coef, loss.value_coef, loss.teacher.coef) > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,9 @@ class Minibatch:
     samples: tuple[SampleKey, ...]
     """Of each example, which sample it is."""
     counts: Counts
+    """Of both kinds of examples."""
+    references: tuple[Example, ...] = ()
+    """Answers that nobody sampled: a teacher alone says something of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +105,27 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Tokens that are computed in one pass."""
-        return sum(len(example.tokens) for part in self.minibatches for example in part.examples)
+        return sum(len(example.tokens) for part in self.minibatches for example in (*part.examples, *part.references))
 
 
-def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutConfig, version: int) -> Batch:
+def make_batch(
+    groups: Sequence[Group],
+    config: LearnConfig,
+    rollout: RolloutConfig,
+    version: int,
+    references: Sequence[Example] = (),
+) -> Batch:
     """Advantages of all scored samples, then one example for each sample that has a gradient.
 
     Args:
         version: of the learner; samples wholly of it are held to its bits where `exact`.
+        references: answers for a teacher to speak of, spread over the minibatches.
     """
-    rows = [(group, one) for group in groups for one in group.trajectories if one.score and one.score.is_scored]
+    all_rows = [(group, one) for group in groups for one in group.trajectories]
+    rows = [(group, one) for group, one in all_rows if one.score and one.score.is_scored]
+    num_unscored = len(all_rows) - len(rows)
+    if config.loss.advantage == "none":
+        rows = all_rows
     advantages = _advantages(rows, config, rollout)
     all_fresh = all(_is_fresh(one, version) for _, one in rows)
     place_of = {group.number: place for place, group in enumerate(groups)}
@@ -119,25 +137,26 @@ def make_batch(groups: Sequence[Group], config: LearnConfig, rollout: RolloutCon
         if config.exact and config.num_steps > 1 and all_fresh:
             # The sampler's numbers are the learner's: no forward pass is needed for what later steps are clipped against.
             example = replace(example, columns={**example.columns, "old_logprob": example.columns["recorded_logprob"]})
-        # Where values are learned, "advantage" is still the score, and says nothing about silence.
-        silent = advantage == 0.0 and config.loss.advantage != "gae"
+        # Where values are learned, "advantage" is still the score, and says nothing about silence; a teacher's pupil has none.
+        silent = advantage == 0.0 and config.loss.advantage not in ("gae", "none")
         if not (silent and config.drop_uniform):
             counted[part].append(example)
         if not silent or config.pulls_everywhere:
             examples[part].append(((group.number, one.index), example))
     parts = []
-    for kept, all_of in zip(examples, counted, strict=True):
-        if kept:
-            keys, chosen = zip(*kept, strict=True)
-            parts.append(Minibatch(examples=chosen, samples=keys, counts=Counts.of(all_of)))
-    total = sum(len(group.trajectories) for group in groups)
+    for place, (kept, all_of) in enumerate(zip(examples, counted, strict=True)):
+        given = tuple(references[place :: config.minibatches])
+        if kept or given:
+            keys, chosen = tuple(key for key, _ in kept), tuple(example for _, example in kept)
+            counts = Counts.of([*all_of, *given])
+            parts.append(Minibatch(examples=chosen, samples=keys, counts=counts, references=given))
     return Batch(
         minibatches=tuple(parts),
         temperature=rollout.temperature,
         truncation=rollout.truncation,
-        num_unscored=total - len(rows),
+        num_unscored=num_unscored,
         advantages={}
-        if config.loss.advantage == "gae"
+        if config.loss.advantage in ("gae", "none")
         else {(group.number, one.index): value for (group, one), value in zip(rows, advantages, strict=True)},
     )
 
@@ -148,10 +167,16 @@ class Update:
     Args:
         learner: with the head "value" where the advantage is gae.
         reference: the policy that a KL penalty pulls to: a model, without the learner's adapter.
+        teacher: whose divergence from the learner pulls too.
     """
 
     def __init__(
-        self, learner: Learner, batch: Batch, config: LearnConfig, reference: LanguageModel | None = None
+        self,
+        learner: Learner,
+        batch: Batch,
+        config: LearnConfig,
+        reference: LanguageModel | None = None,
+        teacher: OnlineTeacher | None = None,
     ) -> None:
         self.metrics: dict[str, float] = {"unscored": float(batch.num_unscored)}
         self.mismatch: dict[SampleKey, float] = {}
@@ -159,7 +184,13 @@ class Update:
         self._learner, self._batch, self._config = learner, batch, config
         self._began = time.perf_counter()
         self._total = 0.0
-        self._packed = [micro_batches(part.examples, config.micro_tokens) for part in batch.minibatches]
+        self._divergence = None
+        if teacher is not None:
+            self._divergence = teacher.divergence(learner, config.loss.teacher)
+        self._packed = [
+            micro_batches(part.examples, config.micro_tokens) + micro_batches(part.references, config.micro_tokens)
+            for part in batch.minibatches
+        ]
         if reference is not None and config.loss.kl.coef > 0.0:
             self._packed = [self._with(micros, "reference_logprob", reference, None) for micros in self._packed]
 
@@ -184,18 +215,24 @@ class Update:
                 if epoch or place:
                     last = self._accumulate(place, exact=False, measure=epoch == 0)
                     self.metrics |= self._learner.apply(self._total)
-                    self.metrics |= {name: last[name] for name in ("clip_fraction", "old_kl", "ratio_max")}
+                    self.metrics |= {name: last[name] for name in _OF_THE_LAST if name in last}
         seconds = time.perf_counter() - self._began
         self.metrics |= {"learn_s": seconds, "learn_tok_s": self._batch.num_tokens * self._config.epochs / seconds}
 
     def _accumulate(self, place: int, *, exact: bool, measure: bool) -> dict[str, float]:
         part, head = self._batch.minibatches[place], self._learner.heads.get("value")
-        loss = policy_loss(self._config.loss, part.counts, value_head=head)
+        plain = loss = policy_loss(self._config.loss, part.counts, value_head=head, divergence=self._divergence)
         if measure:
             loss = measured(loss, part.samples, self.mismatch)
+        if exact:
+            loss = exactly(loss)
+
+        def of_either(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+            return (loss if "sampling_logprob" in micro.columns else plain)(logprobs, micro)
+
         self._total, metrics = self._learner.accumulate(
             self._packed[place],
-            exactly(loss) if exact else loss,
+            of_either,
             temperature=self._batch.temperature,
             truncation=self._batch.truncation,
             entropy=True,

@@ -9,17 +9,18 @@ With `staleness` 0 these follow each other; above it the roll-out of later batch
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.core.state import Stateful
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.learn.adapter import AdapterConfig, write_adapted
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import Learner, LearnerConfig
-from lockstep.learn.model import ModelConfig, build
+from lockstep.learn.model import ModelConfig
 from lockstep.learn.session import Result, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
@@ -29,6 +30,7 @@ from lockstep.rl.lm.report import readable, rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
+from lockstep.rl.lm.teacher import TeacherConfig, build_student, reference_examples
 
 TOKENIZER_PROBLEMS = 2000
 """Problems whose texts a new tokenizer is learned from."""
@@ -44,6 +46,8 @@ class GRPOConfig:
     """Which model."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Low-rank adapter that is trained in its stead."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """A model that it learns from."""
     start: StartConfig = field(default_factory=StartConfig)
     """Supervised start."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -62,11 +66,12 @@ class GRPOConfig:
     """Versions that a token may be behind the learner when it is learned from; 0: synchronous, exactly on-policy."""
 
     def check(self) -> None:
-        """Refuse samples of other numbers where nothing would correct them.
+        """Refuse samples of other numbers where nothing would correct them, and what `TeacherConfig.check` refuses.
 
         Raises:
             ConfigError: names both settings.
         """
+        self.teacher.check(self.learn.loss)
         if self.rollout.dtype == "learner":
             return
         wish = f"rollout.dtype={self.rollout.dtype!r} samples from other numbers than the learner's"
@@ -74,7 +79,7 @@ class GRPOConfig:
             raise ConfigError(
                 f"{wish}, which learn.exact=True forbids; set it to False, with learn.loss.correction.kind='truncate'"
             )
-        if self.learn.loss.correction.kind == "none":
+        if self.learn.loss.correction.kind == "none" and self.learn.loss.weighs_samples:
             raise ConfigError(
                 f"{wish} and learn.loss.correction.kind is 'none'; use 'truncate' or 'mask', which weigh each token by "
                 "the ratio of the two"
@@ -90,7 +95,8 @@ def train(config: GRPOConfig, session: Session) -> Result:
     task, held_out = make_tasks(config.task)
     source = ProblemSource(task, session.seed)
     texts = (reading(source.training(number)) for number in range(TOKENIZER_PROBLEMS))
-    made = build(config.model, texts, session.seed, folder)
+    teacher = config.teacher.open()
+    made = build_student(config.model, texts, session.seed, folder, teacher)
     model, tokenizer = made.model, made.tokenizer
     if not session.restores:
         supervised_start(model, tokenizer, source, config.start, session.note)
@@ -108,19 +114,27 @@ def train(config: GRPOConfig, session: Session) -> Result:
     engine, publisher = new_sampler(made, config.rollout, adapter)
     with VerifierPool(config.verifier) as verifier:
         rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
-        session.begin({"learner": learner} | ({"frozen": frozen} if frozen is not None else {}))
+        parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
+        session.begin({name: part for name, part in parts.items() if part is not None})
         publisher.publish(session.step)
         first_digest = publisher.current.digest
         ask = partial(evaluate, model, tokenizer, held_out, verifier, config.rollout, config.evaluation, adapter)
         if session.evaluation_due:
-            session.record(ask()[0])
+            scores = ask()[0]
+            if teacher is not None:
+                asked = evaluate(
+                    teacher.teacher.model, tokenizer, held_out, verifier, config.rollout, config.evaluation
+                )
+                scores = replace(scores, extra={**scores.extra, "teacher": asked[0].mean})
+            session.record(scores)
         session.checkpoint()
         with Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector:
             while session.running:
                 groups, stats = collector.take(session.step)
                 behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)
-                batch = make_batch(groups, config.learn, config.rollout, session.step)
-                update = Update(learner, batch, config.learn, reference)
+                given = reference_examples(tokenizer, source, session.step, config.teacher.references)
+                batch = make_batch(groups, config.learn, config.rollout, session.step, given)
+                update = Update(learner, batch, config.learn, reference, teacher)
                 update.prepare()
                 collector.published(session.step + 1, [update.finish, publisher.publish_next])
                 session.advance(
@@ -132,7 +146,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 if session.evaluation_due:
                     session.record(ask()[0])
                 session.checkpoint()
-    digests = {"first": first_digest, "last": publisher.current.digest}
+    digests = {"first": first_digest, "last": publisher.current.digest, "teacher": teacher.digest if teacher else ""}
     return session.finish(
         lambda path, results: write_adapted(made, adapter, path, results, path.parent.name), digests=digests
     )

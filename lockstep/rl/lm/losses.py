@@ -50,33 +50,53 @@ class Counts:
         return Counts(self.tokens + other.tokens, self.sequences + other.sequences)
 
 
+DivergenceOf = Callable[[Logprobs, MicroBatch], Tensor]
+"""A teacher's divergence [R] from the student, which said these log-probabilities."""
+
+
 def policy_loss(
-    config: PolicyLossConfig, counts: Counts, *, value_head: Callable[[Tensor], Tensor] | None = None
+    config: PolicyLossConfig,
+    counts: Counts,
+    *,
+    value_head: Callable[[Tensor], Tensor] | None = None,
+    divergence: DivergenceOf | None = None,
 ) -> Loss:
     """The loss for `Learner.step`. It reads the micro-batch's columns:
 
     "advantage"; "old_logprob", log π_old of each token (absent: π itself, held constant, which is right where each batch is
     learned from in one step); "sampling_logprob", log μ, for the correction and the mismatch metrics; "reference_logprob"
-    with a KL penalty; "return" and "old_value" with a value head.
+    with a KL penalty; "return" and "old_value" with a value head. A micro-batch without "sampling_logprob" holds answers that
+    nobody sampled: only the teacher says something of them.
 
     Args:
         value_head: hidden [R, E] -> values [R]; where value_coef is above 0.
+        divergence: of the teacher; where teacher.coef is above 0.
 
     Metrics, shares of the batch's: policy_loss, clip_fraction, old_kl (k3 between π_old and π), ratio_max; where their inputs
     are there reference_kl, entropy, mismatch_kl (k3 between μ and π_old), mismatch_max, correction (mean weight),
-    masked_fraction, value_loss, value.
+    masked_fraction, value_loss, value, divergence.
 
     Raises:
-        ConfigError: fixed aggregation without max_length, value_coef without a value head; later, a column or the entropy
+        ConfigError: fixed aggregation without max_length, value_coef without a value head, a teacher's coef without one;
+            later, a column or the entropy
             that the configuration needs is not there.
     """
     if config.aggregation == "fixed" and config.max_length < 1:
         raise ConfigError("aggregation='fixed' divides by max_length; set it to the limit of new tokens")
     if config.value_coef > 0.0 and value_head is None:
         raise ConfigError(f"value_coef={config.value_coef} needs a value head")
+    if config.teacher.coef > 0.0 and divergence is None:
+        raise ConfigError(f"teacher coef={config.teacher.coef} needs a teacher")
 
     def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-        total, metrics = micro_policy_loss(config, counts, logprobs.logprob_R, micro, entropy_R=logprobs.entropy_R)
+        total, metrics = logprobs.logprob_R.new_zeros(()), Metrics()
+        if config.teacher.coef > 0.0 and divergence is not None:
+            share = aggregate(config, divergence(logprobs, micro), micro, counts)
+            total, metrics = config.teacher.coef * share, {"divergence": share.detach()}
+        if "sampling_logprob" not in micro.columns:
+            return total, metrics
+        policy, of_policy = micro_policy_loss(config, counts, logprobs.logprob_R, micro, entropy_R=logprobs.entropy_R)
+        total, metrics = total + policy, metrics | of_policy
         if config.value_coef > 0.0 and value_head is not None:
             share, of_value = value_loss(value_head(logprobs.hidden_RE), micro, counts, clip=config.value_clip)
             total, metrics = total + config.value_coef * share, metrics | of_value

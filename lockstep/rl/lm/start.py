@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lockstep.core.errors import ConfigError
+from lockstep.core.trajectory import Problem
 from lockstep.learn.learner import Learner, LearnerConfig
 from lockstep.learn.losses import likelihood_loss
 from lockstep.learn.optimiser import OptimiserConfig
@@ -53,18 +54,24 @@ def supervised_start(
     return loss
 
 
+def reference_example(tokenizer: Tokenizer, prompts: PromptEncoder, problem: Problem) -> Example:
+    """A problem's reference answer after its prompt, and the end of the text.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not problem.answer:
+        raise ConfigError(
+            f"problem {problem.index} has no reference answer, so there is nothing to start from; use start.steps=0 and "
+            "teacher.references=0"
+        )
+    prompt = prompts.first(problem)
+    answer = [*tokenizer.encode(problem.answer, add_special=False, parse_special=False), *tokenizer.eos_ids[:1]]
+    return Example.of([*prompt, *answer], weight=[0.0] * len(prompt) + [1.0] * len(answer))
+
+
 def _batches(tokenizer: Tokenizer, source: ProblemSource, config: StartConfig) -> Iterator[list[Example]]:
-    prompts, end = PromptEncoder(tokenizer), tokenizer.eos_ids[:1]
+    prompts = PromptEncoder(tokenizer)
     for step in range(config.steps):
-        examples = []
-        for place in range(config.batch):
-            problem = source.training((1 << 31) - 1 - step * config.batch - place)
-            if not problem.answer:
-                raise ConfigError(
-                    f"problem {problem.index} has no reference answer, so there is nothing to start from; use start.steps=0"
-                )
-            prompt = prompts.first(problem)
-            answer = [*tokenizer.encode(problem.answer, add_special=False, parse_special=False), *end]
-            weight = [0.0] * len(prompt) + [1.0] * len(answer)
-            examples.append(Example.of([*prompt, *answer], weight=weight))
-        yield examples
+        first = (1 << 31) - 1 - step * config.batch
+        yield [reference_example(tokenizer, prompts, source.training(first - place)) for place in range(config.batch)]

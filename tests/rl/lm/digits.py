@@ -31,6 +31,13 @@ class Digits(Task):
         return Score.of(1.0 / (1.0 + min((abs(digit - ord(problem.answer)) for digit in digits), default=99)))
 
 
+class AllDigits(Digits):
+    """Asks for the same digits in training and afterwards: what a teacher knows can be learned of it."""
+
+    def problem(self, index: int) -> Problem:
+        return Problem(index=index, prompt=f"say {index % 10}:", answer=str(index % 10))
+
+
 class Sleepy(Digits):
     """Sleeps for ever over every third answer."""
 

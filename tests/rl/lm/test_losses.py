@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lockstep.core.errors import ConfigError
 from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.model import Teacher
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.rl.lm.algorithms import ALGORITHMS, ClipConfig, CorrectionConfig, KLConfig, PolicyLossConfig
 from lockstep.rl.lm.losses import (
@@ -23,6 +24,7 @@ from lockstep.rl.lm.losses import (
     policy_loss,
     value_loss,
 )
+from lockstep.rl.lm.teacher import OnlineTeacher
 from tests.learn.tiny import VOCAB, tiny
 
 COLUMNS = ("advantage", "old_logprob", "sampling_logprob", "reference_logprob", "return", "old_value")
@@ -98,7 +100,9 @@ def naive(config: PolicyLossConfig, micro: MicroBatch, logprob_R: Tensor, counts
 
 
 VARIANTS: dict[str, PolicyLossConfig] = {
-    **ALGORITHMS,
+    **{
+        name: loss for name, loss in ALGORITHMS.items() if name != "distill"
+    },  # its loss is no surrogate: test_teacher.py
     "dr_grpo": dataclasses.replace(ALGORITHMS["dr_grpo"], max_length=32),
     "dual": PolicyLossConfig(clip=ClipConfig(dual=1.3)),
     "truncated": PolicyLossConfig(correction=CorrectionConfig(kind="truncate", cap=1.2)),
@@ -207,7 +211,11 @@ def gradients(config: PolicyLossConfig, ranks: Sequence[Sequence[Example]], max_
     counts = sum((Counts.of(rank) for rank in ranks), Counts(0.0, 0))
     head = Head()
     learner = Learner(tiny(), LearnerConfig(), heads={"value": head} if config.value_coef else {})
-    loss = policy_loss(config, counts, value_head=head if config.value_coef else None)
+    divergence = None
+    if config.teacher.coef:
+        teacher = Teacher(path="", model=tiny(seed=99), tokenizer=None, tokenizer_folder=None)  # type: ignore[arg-type]
+        divergence = OnlineTeacher(teacher).divergence(learner, config.teacher)
+    loss = policy_loss(config, counts, value_head=head if config.value_coef else None, divergence=divergence)
     sums: dict[str, Tensor] = {}
     for rank in ranks:
         total, found = learner.accumulate(micro_batches(rank, max_tokens), loss, entropy=True)
@@ -219,7 +227,7 @@ def gradients(config: PolicyLossConfig, ranks: Sequence[Sequence[Example]], max_
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_loss_and_gradient_do_not_depend_on_packing_micro_batch_or_ranks(name: str) -> None:
-    config = VARIANTS[name]
+    config = VARIANTS.get(name, ALGORITHMS[name])
     correct = CorrectionConfig(kind="truncate", level="sequence", cap=1.5)
     config = dataclasses.replace(config, entropy_coef=0.01, correction=correct)
     examples = batch(9, seed=3)
