@@ -68,6 +68,7 @@ def train(
     name: str = "",
     recipe_name: str = "",
     on_progress: ProgressHook | None = None,
+    on_event: language.EventHook | None = None,
     **overrides: Any,
 ) -> Run:
     """Train and write a run directory.
@@ -78,6 +79,7 @@ def train(
         name: of the run, default the recipe's.
         recipe_name: what a config was made from, for the record.
         on_progress: called with (step, total_steps, metrics) at every metric line.
+        on_event: called with (step, text) when something happened that a person should know, such as a lost worker.
         overrides: fields of the config by dotted or double-underscore name, e.g. `run__seed=3`, or by their own name
             where only one part of the config has it, e.g. `total_steps=20_000`.
 
@@ -100,7 +102,7 @@ def train(
     )
     if imported is not None:
         save_graph(imported, directory.path / IMPORTED)
-    return _run(config, directory, on_progress, resume=False)
+    return _run(config, directory, on_progress, on_event, resume=False)
 
 
 def policy_from(
@@ -206,14 +208,16 @@ def read_network(config: AlgorithmConfig) -> GraphModule | None:
     return load_network(path)
 
 
-def resume(path: Path | str, *, on_progress: ProgressHook | None = None) -> Run:
+def resume(
+    path: Path | str, *, on_progress: ProgressHook | None = None, on_event: language.EventHook | None = None
+) -> Run:
     """Continue an interrupted run from its newest checkpoint (from the start where there is none).
 
     Raises:
         CheckpointError: not a run directory, or another process is at work in it.
     """
     directory = RunDirectory.open(Path(path))
-    return _run(read_config(directory.path), directory, on_progress, resume=True)
+    return _run(read_config(directory.path), directory, on_progress, on_event, resume=True)
 
 
 def evaluate(
@@ -325,11 +329,18 @@ def _replaced(config: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(config, **{head: inner})
 
 
-def _run(config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool) -> Run:
+def _run(
+    config: AlgorithmConfig,
+    directory: RunDirectory,
+    on_progress: ProgressHook | None,
+    on_event: language.EventHook | None,
+    *,
+    resume: bool,
+) -> Run:
     if (directory.path / IMPORTED).is_dir():
         # The run's own copy: the file it came from may be gone when the run is resumed.
         config = override(config, "network.imported", str(directory.path / IMPORTED))
-    session = open_session(config, directory, on_progress, resume=resume)
+    session = open_session(config, directory, on_progress, on_event, resume=resume)
     try:
         with directory, session, polite_stop(session):
             result = train_function(type(config).__name__)[1](config, session)

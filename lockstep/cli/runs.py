@@ -151,6 +151,8 @@ def show_run(args: ShowRun) -> int:
     settings = {name: value for name, value in flatten(run.config).items() if name.split(".")[-1] != "class"}
     _print_pairs(console, "config", settings)
     _print_evaluations(console, run.evaluations())
+    for step, text in run.events():
+        console.print(f"step {step:,}: {text}", markup=False, highlight=False)
     last = last_record(run.path / METRICS)
     if last:
         _print_pairs(console, "newest metrics", last)

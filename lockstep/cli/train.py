@@ -42,6 +42,7 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
         "clip_fraction": "clipped",
         "mismatch_max": "mismatch",
         "behind": "behind",
+        "worker_lost": "workers lost",
     },
     "loss": {
         "loss": "loss",
@@ -89,7 +90,11 @@ def main(args: Sequence[str]) -> int:
         if record.state is RunState.FINISHED:
             return report_finished(record)
         with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=columns(config)) as display:
-            run = resume(args[1], on_progress=lambda step, _, metrics: display.update(step, dict(metrics)))
+            run = resume(
+                args[1],
+                on_progress=lambda step, _, metrics: display.update(step, dict(metrics)),
+                on_event=lambda step, text: display.say(f"step {step}: {text}"),
+            )
             display.update(run.result.steps)
         return report(run)
     if args[0].startswith("-"):
@@ -104,6 +109,7 @@ def main(args: Sequence[str]) -> int:
             name=output.name or name,
             recipe_name=name,
             on_progress=lambda step, _, metrics: display.update(step, dict(metrics)),
+            on_event=lambda step, text: display.say(f"step {step}: {text}"),
         )
         display.update(run.result.steps)
     return report(run)

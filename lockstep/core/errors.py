@@ -12,6 +12,7 @@ LockstepError
   ServingError        the server refused a request for a reason that is not the request's content
   DivergedError       training produced weights or losses that are not finite
   WeightsError        weights did not arrive at the sampler, or a sample is of weights that were never published
+  WorkerError         a process that samples failed, or could not be kept alive; says how it ended
   ExactnessError      sampler and learner computed different log-probabilities where the mode promises equal ones
   StoppedError        a person or the system asked the run to stop; it was checkpointed
 """
@@ -80,6 +81,10 @@ class DivergedError(LockstepError, ArithmeticError):
 
 class WeightsError(LockstepError, RuntimeError):
     """Weights that were not delivered, or a sample whose fingerprint no publication of this run has."""
+
+
+class WorkerError(LockstepError, RuntimeError):
+    """A process of ours failed, or ended again and again."""
 
 
 class ExactnessError(LockstepError, ArithmeticError):

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ from lockstep.runs.sink import MetricSink
 from lockstep.runs.stats import mean_interval
 
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
+EventHook = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class Session:
         directory: where to write; None keeps nothing on disk. The caller opens and ends it.
         sink: takes the metrics when there is no directory.
         on_progress: called with (step, total, metrics) at every metric line.
+        on_event: called with (step, text) when something happened that a person should know, from any thread.
         resume: restore the newest checkpoint of `directory` in `begin`.
     """
 
@@ -122,17 +126,22 @@ class Session:
         directory: RunDirectory | None = None,
         sink: MetricSink | None = None,
         on_progress: ProgressHook | None = None,
+        on_event: EventHook | None = None,
         resume: bool = False,
     ) -> None:
         if config.total_steps < 1:
             raise ConfigError(f"total_steps={config.total_steps}; expected at least 1")
         self.config = config
-        self.directory, self.sink, self.on_progress, self.resume = directory, sink, on_progress, resume
+        self.directory, self.sink, self.resume = directory, sink, resume
+        self.on_progress, self.on_event = on_progress, on_event
         self.seed = config.seed
         self.step = 0
         self.stop_requested = False
         self.first: Scores | None = None
         self.last: Scores | None = None
+        self.events: Counter[str] = Counter()
+        """How often each kind happened."""
+        self._event_lock = threading.Lock()
         self._parts: dict[str, Stateful] = {}
         self._saved_step = -1
         self._checkpoint_every = config.checkpoint_every or max(config.total_steps // 10, 1)
@@ -197,7 +206,9 @@ class Session:
             )
         self.step += 1
         if self.step % self.config.log_every == 0 or not self.running:
-            line = {name: float(value) for name, value in metrics.items()}
+            with self._event_lock:
+                counted = {**metrics, **self.events}
+            line = {name: float(value) for name, value in counted.items()}
             if self.sink is not None:
                 self.sink.log(self.step, {**line, "train_s": self._seconds})
             if self.on_progress is not None:
@@ -222,6 +233,18 @@ class Session:
         if self.on_progress is not None:
             self.on_progress(self.step, self.config.total_steps, {"eval": scores.mean})
         self._clock = time.perf_counter()
+
+    def event(self, kind: str, text: str) -> None:
+        """Something happened that a person should know: a line of `events.jsonl`, and every later metric line counts its kind.
+
+        Safe to call from several threads.
+        """
+        with self._event_lock:
+            self.events[kind] += 1
+            if self.directory is not None:
+                self.directory.log_event(self.step, kind, text)
+        if self.on_event is not None:
+            self.on_event(self.step, text)
 
     def log_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Samples for people to read, `samples.jsonl`."""
@@ -282,6 +305,7 @@ class Session:
                 "seconds": self._seconds,
                 "first": _plain(self.first),
                 "last": _plain(self.last),
+                "events": dict(self.events),
             },
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
@@ -296,6 +320,7 @@ class Session:
             part.load_state_dict(state["parts"][name])
         self.step, self._seconds = saved["step"], saved["seconds"]
         self.first, self.last = _scores(saved["first"]), _scores(saved["last"])
+        self.events = Counter(saved.get("events", {}))  # older checkpoints have none
         self._saved_step = self.step
 
 

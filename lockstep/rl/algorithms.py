@@ -65,12 +65,17 @@ def validated(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def open_session(
-    config: AlgorithmConfig, directory: RunDirectory, on_progress: ProgressHook | None, *, resume: bool
+    config: AlgorithmConfig,
+    directory: RunDirectory,
+    on_progress: ProgressHook | None,
+    on_event: language.EventHook | None = None,
+    *,
+    resume: bool,
 ) -> Session | language.Session:
-    """The session that the config's loop runs in: control counts environment steps, language counts updates."""
+    """The session that the config's loop runs in: control counts environment steps, language counts updates and events."""
     if isinstance(config.run, RunConfig):
         return Session(config.run, config.env, directory=directory, on_progress=on_progress, resume=resume)
-    return language.Session(config.run, directory=directory, on_progress=on_progress, resume=resume)
+    return language.Session(config.run, directory=directory, on_progress=on_progress, on_event=on_event, resume=resume)
 
 
 def is_language(config: AlgorithmConfig) -> bool:

@@ -76,6 +76,14 @@ class ProgressDisplay:
         self._draw(now)
         self._due = now + max(self._period, min(self._costs) / COST_SHARE)
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the display; from any thread."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
     def close(self) -> None:
         """Draw the final state, with the mean rate of the whole run."""
         if self._closed:

@@ -7,6 +7,7 @@
   metrics.jsonl   {"step", "wall_s", metric: value...}
   eval.jsonl      {"step", "returns": [one an episode], "mean", ...}
   samples.jsonl   of language models: {"step", "prompt", "text", "reward", ...}, for people to read
+  events.jsonl    of language models: {"step", "event", "text"}, such as a rollout worker that was lost
   tensorboard/    the same metrics as event files
   checkpoints/    training states
   policy/         the policy of the newest checkpoint, and in the end the finished one
@@ -39,7 +40,7 @@ from lockstep.runs.versions import describe_versions
 
 CONFIG, VERSIONS, RUN = "config.json", "versions.json", "run.json"
 METRICS, EVAL, LOCK = "metrics.jsonl", "eval.jsonl", "run.lock"
-SAMPLES, PASSPORT = "samples.jsonl", "passport.json"
+SAMPLES, EVENTS, PASSPORT = "samples.jsonl", "events.jsonl", "passport.json"
 
 
 class RunState(StrEnum):
@@ -163,13 +164,14 @@ class RunDirectory:
         return self.path / EVAL
 
     def rewind(self, step: int) -> None:
-        """Forget metrics and evaluations beyond `step`, the step of the checkpoint that training resumes from.
+        """Forget metrics, evaluations, samples and events beyond `step`, the step of the checkpoint that training resumes from.
 
         Call it before `sink`.
         """
         truncate_after(self.metrics_path, step)
         truncate_after(self.eval_path, step)
         truncate_after(self.samples_path, step)
+        truncate_after(self.path / EVENTS, step)
         self._resume_step = step
 
     def sink(self, *, tensorboard: bool = True, wandb_project: str = "") -> MetricSink:
@@ -201,6 +203,13 @@ class RunDirectory:
         trim_partial_line(self.samples_path)
         with self.samples_path.open("a") as file:
             file.writelines(json_line({"step": int(step), **sample}) for sample in samples)
+
+    def log_event(self, step: int, kind: str, text: str) -> None:
+        """Append what happened to events.jsonl."""
+        path = self.path / EVENTS
+        trim_partial_line(path)
+        with path.open("a") as file:
+            file.write(json_line({"step": int(step), "event": kind, "text": text}))
 
     def write_passport(self, facts: Mapping[str, Any]) -> None:
         """All that identifies the run in one file: its config and versions, and these facts."""

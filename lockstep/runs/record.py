@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.core.errors import CheckpointError, unknown_name
-from lockstep.runs.directory import CONFIG, EVAL, LOCK, METRICS, VERSIONS, RunState, RunStatus, read_status
+from lockstep.runs.directory import CONFIG, EVAL, EVENTS, LOCK, METRICS, VERSIONS, RunState, RunStatus, read_status
 from lockstep.runs.jsonl import last_record, read_jsonl
 from lockstep.runs.lock import is_locked
 
@@ -70,6 +70,10 @@ class RunRecord:
         """The newest evaluation, None if there is none."""
         record = last_record(self.path / EVAL)
         return _evaluation(self.path / EVAL, record) if record else None
+
+    def events(self) -> list[tuple[int, str]]:
+        """(step, what happened), oldest first."""
+        return [(int(record["step"]), str(record["text"])) for record in read_jsonl(self.path / EVENTS)]
 
     def metric_names(self) -> list[str]:
         """Names in metrics.jsonl in order of appearance."""

@@ -120,3 +120,10 @@ def test_curve_of_odd_inputs() -> None:
     stream = io.StringIO()
     print_curve([1, 2], [math.nan, 7.0], stream=stream)
     assert stream.getvalue().count("*") == 1
+
+
+def test_what_happened_stays_above_the_display() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        with ProgressDisplay(10, stream=stream, clock=lambda: 0.0) as display:
+            display.say("step 3: a worker [1] was lost")
+        assert "step 3: a worker [1] was lost\n" in stream.getvalue()

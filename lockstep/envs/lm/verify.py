@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import os
 import pickle
 import signal
@@ -23,6 +22,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, final
 
+from lockstep.core.child_process import fresh_context
 from lockstep.core.errors import ConfigError, DeadlineError, EnvError
 from lockstep.core.trajectory import Problem, Score, Verdict
 from lockstep.envs.lm.task import EpisodeTask, Task, Turn
@@ -69,7 +69,7 @@ class VerifierPool:
             raise ConfigError(f"{self.config}: workers must be 0 or more, timeout_s and start_s above 0")
         self.counts: Counter[Verdict] = Counter(dict.fromkeys(Verdict, 0))
         """Verdicts given so far."""
-        self._context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+        self._context = fresh_context()
         if os.name == "posix":
             self._context.set_forkserver_preload(["lockstep.envs.lm.worker"])
         self._free = threading.Condition()

@@ -13,14 +13,9 @@ or dies costs that job alone. What a verifier prints goes nowhere: a table is be
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import enum
 import math
-import os
 import pickle
-import signal
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,13 +23,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lockstep.core.child_process import MAX_DETAIL, ChildProcess, describe, settle
 from lockstep.core.trajectory import Score, Verdict
 
 Job = tuple[str, tuple[Any, ...]]
 READY, LOADED, BROKEN = b"ready", b"loaded", b"broken"
 MAX_TASKS = 8
-MAX_DETAIL = 2000
-_PDEATHSIG = 1
 
 
 class State(enum.Enum):
@@ -57,7 +51,7 @@ class Outcome:
 
 def work(pipe: Connection, memory_bytes: int) -> None:
     """A worker's life."""
-    _settle(memory_bytes)
+    settle(memory_bytes)
     tasks: OrderedDict[bytes, Any] = OrderedDict()
     try:
         pipe.send_bytes(READY)
@@ -92,23 +86,6 @@ def _packed(outcome: Outcome) -> bytes:
         return pickle.dumps((Verdict.FAILED.value, math.nan, f"its result cannot be sent: {describe(error)}"))
 
 
-def describe(error: BaseException) -> str:
-    """The exception and where it was raised, within `MAX_DETAIL` characters.
-
-    >>> describe(ValueError("no answer"))
-    'ValueError: no answer'
-    """
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno})" if frame is not None else ""
-    try:
-        text = str(error)
-    except Exception as broken:
-        text = f"its message cannot be written ({type(broken).__name__})"
-    return f"{type(error).__name__}: {text[:MAX_DETAIL]}{place}"
-
-
 def _load(pipe: Connection, tasks: OrderedDict[bytes, Any], digest: bytes, task_bytes: bytes) -> bool:
     try:
         tasks[digest] = pickle.loads(task_bytes)
@@ -120,36 +97,17 @@ def _load(pipe: Connection, tasks: OrderedDict[bytes, Any], digest: bytes, task_
     return True
 
 
-def _settle(memory_bytes: int) -> None:
-    """Own session, end with the owner, quiet, limited."""
-    if os.name == "posix":
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if memory_bytes:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-
-
 class Worker:
     """The owner's side of one worker process.
 
     Args:
-        context: of multiprocessing; forkserver, since fork would copy a process whose threads may hold locks.
+        context: `fresh_context()`.
         memory_bytes: its limit of address space; 0 for none.
     """
 
     def __init__(self, context: Any, memory_bytes: int) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, memory_bytes), daemon=True)
-        self.process.start()
-        theirs.close()
+        self._child = ChildProcess(context, work, (memory_bytes,))
+        self.pipe = self._child.pipe
         self.state = State.STARTING
         self.since = time.monotonic()
         self.chunk: list[int] = []
@@ -177,24 +135,5 @@ class Worker:
         self.state, self.since = state, time.monotonic()
 
     def kill(self, *, grace_s: float = 0.0) -> str:
-        """End it and all that it started; how it ended.
-
-        Args:
-            grace_s: time for a worker that is ending by itself, so that its own exit status is seen.
-        """
-        self.process.join(grace_s)
-        code = self.process.exitcode
-        if os.name == "posix" and self.process.pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join(5.0)
-        self.pipe.close()
-        return _ending(code if code is not None else self.process.exitcode)
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        names = {member.value: member.name for member in signal.Signals}
-        return f"killed by {names.get(-code, f'signal {-code}')}"
-    return f"exit status {code}"
+        """End it and all that it started; how it ended. See `ChildProcess.kill`."""
+        return self._child.kill(grace_s=grace_s)

@@ -58,7 +58,7 @@ class Collector:
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._closing = False
+        self._closing = self._publishing = False
         self._thread: threading.Thread | None = None
         if staleness > 0 if threaded is None else threaded:
             self._thread = threading.Thread(target=self._sample, name="lockstep-sampler", daemon=True)
@@ -90,9 +90,16 @@ class Collector:
 
     def published(self, version: int, changes: Sequence[Callable[[], object]]) -> None:
         """Makes the changes of weights while no step of the engine reads them, then lets the sampler go on."""
-        with self.weights:
-            for change in changes:
-                change()
+        with self._changed:
+            self._publishing = True  # a lock alone goes to whoever asks first, and the sampler asks all the time
+        try:
+            with self.weights:
+                for change in changes:
+                    change()
+        finally:
+            with self._changed:
+                self._publishing = False
+                self._changed.notify_all()
         with self._changed:
             self._version = version
             self._changed.notify_all()
@@ -121,7 +128,7 @@ class Collector:
         try:
             while True:
                 with self._changed:
-                    while not self._closing and not (flying or self._may_start()):
+                    while not self._closing and (self._publishing or not (flying or self._may_start())):
                         self._changed.wait(WAKE_S)
                     if self._closing:
                         return

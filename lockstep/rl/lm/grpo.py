@@ -111,8 +111,10 @@ def train(config: GRPOConfig, session: Session) -> Result:
     if loss.kl.coef > 0.0:
         reference = model if adapter is not None else copy.deepcopy(model).requires_grad_(False)
     frozen = model if adapter is not None else reference
-    engine, publisher = new_sampler(made, config.rollout, adapter)
-    with VerifierPool(config.verifier) as verifier:
+    sampler = new_sampler(
+        made, config.rollout, adapter, config.adapter, threads=config.run.threads, on_event=session.event
+    )
+    with VerifierPool(config.verifier) as verifier, sampler as (engine, publisher):
         rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
         parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
         session.begin({name: part for name, part in parts.items() if part is not None})

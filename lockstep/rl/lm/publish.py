@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from lockstep.core.digest import effective_digest
 from lockstep.core.errors import WeightsError
 from lockstep.core.request import WeightsVersion
 from lockstep.core.trajectory import Trajectory
-from lockstep.engine.engine import Engine, PauseMode
+from lockstep.engine.engine import PauseMode
 from lockstep.layers.low_rank import Adapter
 from lockstep.models.dict_source import DictSource
 from lockstep.models.digest import adapter_digest, weights_digest
@@ -28,6 +28,17 @@ from lockstep.models.weight_table import load_weights
 
 LEARNED = "learned"
 """Name under which the engine has the adapter that is trained."""
+
+
+class Publishes(Protocol):
+    """What is told of new weights: an `Engine`, or a `Fleet` of them."""
+
+    @property
+    def weights(self) -> WeightsVersion:
+        """Of the model, without adapters."""
+
+    def publish(self, version: int, digest: str, *, mode: PauseMode = PauseMode.KEEP, adapter: str = "") -> bool:
+        """See `Engine.publish`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,30 @@ class SharedWeights(Delivery):
         return self._digests
 
 
+class Expectation:
+    """The digest of a learner's weights as a model of another precision stores them.
+
+    Args:
+        learner: its float weights are read.
+        config: config.json of both.
+        dtype, group: of the other one.
+    """
+
+    def __init__(self, learner: LanguageModel, config: Mapping[str, Any], dtype: str, group: int) -> None:
+        self._learner, self._config, self._dtype, self._group = learner, config, dtype, group
+        self._twin: LanguageModel | None = None
+
+    def digest(self) -> str:
+        """Of the weights as they are now."""
+        own = self._learner.precision
+        if (own.compute, own.group) == (self._dtype, self._group):
+            return weights_digest(self._learner)
+        if self._twin is None:
+            self._twin = build_model(self._config, 0, self._dtype, trainable=False, group=self._group)
+        fill(self._twin, self._learner, self._config)
+        return weights_digest(self._twin)
+
+
 @final
 class CopiedWeights(Delivery):
     """The engine has a model of its own, of another precision perhaps.
@@ -84,41 +119,36 @@ class CopiedWeights(Delivery):
 
     def __init__(self, learner: LanguageModel, engine_model: LanguageModel, config: Mapping[str, Any]) -> None:
         self._learner, self._model, self._config = learner, engine_model, config
-        self._twin: LanguageModel | None = None
+        precision = engine_model.precision
+        self._expectation = Expectation(learner, config, precision.compute, precision.group)
 
     def deliver(self) -> Digests:
         fill(self._model, self._learner, self._config)
         return Digests(weights_digest(self._model))
 
     def expected(self) -> Digests:
-        if self._twin is None:
-            precision = self._model.precision
-            self._twin = build_model(self._config, 0, precision.compute, trainable=False, group=precision.group)
-        fill(self._twin, self._learner, self._config)
-        return Digests(weights_digest(self._twin))
+        return Digests(self._expectation.digest())
 
 
 @final
 class LearnedAdapter(Delivery):
-    """An adapter that is trained beside a frozen model, which is delivered once. The engine reads the learner's own adapter.
+    """An adapter that is trained beside a frozen model, which is delivered once.
 
     Args:
-        engine: it has the adapter under `LEARNED`.
+        hand_over: brings the adapter to the engine, which has it under `LEARNED`; the digest of what that holds then.
         adapter: the learner's.
         base: delivers the model.
     """
 
-    def __init__(self, engine: Engine, adapter: Adapter, base: Delivery) -> None:
-        self._engine, self._adapter, self._base = engine, adapter, base
+    def __init__(self, hand_over: Callable[[], str], adapter: Adapter, base: Delivery) -> None:
+        self._hand_over, self._adapter, self._base = hand_over, adapter, base
         self._delivered = self._expected = ""
 
     def deliver(self) -> Digests:
         if not self._delivered:
             self._delivered = self._base.deliver().base
             self._expected = self._base.expected().base
-        held = self._engine.adapters.get(LEARNED).adapter
-        assert isinstance(held, Adapter)
-        return Digests(self._delivered, adapter_digest(held))
+        return Digests(self._delivered, self._hand_over())
 
     def expected(self) -> Digests:
         return Digests(self._expected, adapter_digest(self._adapter))
@@ -126,8 +156,12 @@ class LearnedAdapter(Delivery):
 
 def fill(model: LanguageModel, learner: LanguageModel, config: Mapping[str, Any]) -> None:
     """Writes the learner's weights into another model of the same architecture, rounded as that one stores them."""
+    fill_from(model, DictSource(hf_tensors(learner, config), config), config)
+
+
+def fill_from(model: LanguageModel, source: DictSource, config: Mapping[str, Any]) -> None:
+    """Writes all of a model's weights, rounded as it stores them."""
     family = family_of(config)
-    source = DictSource(hf_tensors(learner, config), config)
     load_weights(model, family.table(family.read_config(config)), source)
 
 
@@ -139,7 +173,7 @@ class Publisher:
         delivery: from the learner to it.
     """
 
-    def __init__(self, engine: Engine, delivery: Delivery) -> None:
+    def __init__(self, engine: Publishes, delivery: Delivery) -> None:
         self._engine, self._delivery = engine, delivery
         self._current = engine.weights
         self._ledger: dict[int, str] = {}

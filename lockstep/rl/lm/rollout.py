@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import FinishReason, Request, Sample, WeightsVersion
 from lockstep.core.sampling import SamplingParams
 from lockstep.core.trajectory import Problem, Score, Trajectory
-from lockstep.engine.config import EngineConfig
+from lockstep.engine.config import EngineConfig, EnginePlan
+from lockstep.engine.emission import Output
 from lockstep.engine.engine import Engine
 from lockstep.envs.lm.task import Episode, EpisodeTask, Task, Turn
 from lockstep.envs.lm.verify import VerifierPool
@@ -26,7 +27,7 @@ from lockstep.layers.low_rank import Adapter
 from lockstep.learn.logprobs import Truncation
 from lockstep.models.language import LanguageModel
 from lockstep.rl.lm.problems import AnyTask
-from lockstep.rl.lm.publish import LEARNED
+from lockstep.rl.lm.publish import LEARNED, Publishes
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.turns import Turns
@@ -63,6 +64,20 @@ class RolloutConfig:
     dtype: RolloutDtype = "learner"
     """Of the sampler's matrices. learner: it computes with the learner's own, exactly; bf16, int8 and int4 are copies, whose
     log-probabilities differ, so that `learn.loss.correction` must weigh the samples and `learn.exact` cannot be."""
+    workers: int = 0
+    """Processes that sample, each with an engine, `memory_mb` and a copy of the weights of its own (0: sample in the
+    learner's process). One that dies or hangs is replaced, and its samples begin anew; texts do not depend on how many."""
+    worker_timeout_s: float = 120.0
+    """Silence after which a worker hangs: a step of its engine must fit, and the loading of weights (seconds)."""
+    worker_start_s: float = 300.0
+    """Deadline for a worker to start (seconds)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.worker_timeout_s <= 0 or self.worker_start_s <= 0:
+            raise ConfigError(
+                f"rollout.workers={self.workers}, worker_timeout_s={self.worker_timeout_s}, worker_start_s="
+                f"{self.worker_start_s}; expected 0 or more workers, and seconds above 0"
+            )
 
     @property
     def step_tokens(self) -> int:
@@ -121,6 +136,28 @@ class _Pending:
     trajectories: list[Trajectory] = field(default_factory=list)
 
 
+class Sampler(Publishes, Protocol):
+    """What samples: an `Engine` in this process, or a `Fleet` of them in others."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of the model."""
+
+    @property
+    def plan(self) -> EnginePlan:
+        """Limits of context."""
+
+    @property
+    def adapters(self) -> Container[object]:
+        """Names that requests may give."""
+
+    def add(self, request: Request) -> list[Sample]:
+        """See `Engine.add`."""
+
+    def step(self) -> list[Output]:
+        """See `Engine.step`; of a fleet, what has arrived from it."""
+
+
 class Rollouts:
     """Samples groups by an engine that nobody else steps.
 
@@ -134,7 +171,7 @@ class Rollouts:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Sampler,
         task: AnyTask,
         problem: Callable[[int], Problem],
         verifier: VerifierPool,
@@ -209,14 +246,6 @@ class Rollouts:
             self.advance()
         self.stats.seconds = time.perf_counter() - began
         return [self._done.pop(number) for number in wanted]
-
-    def abort(self) -> None:
-        """Forgets everything in flight."""
-        for request_id in {request_id for request_id, _ in self._flights}:
-            self.engine.abort(request_id)
-        while self.engine.has_work:
-            self.engine.step()
-        self._flights, self._pending, self._done = {}, {}, {}
 
     def _take(self, flight: _Flight, sample: Sample) -> bool:
         """Appends what was sampled. True: the episode is over."""

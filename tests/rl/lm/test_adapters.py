@@ -79,15 +79,15 @@ def test_the_digest_is_of_model_and_adapter_together() -> None:
     wish = config(**LORA)
     adapter = wish.adapter.build(made.model, 1)
     assert isinstance(adapter, Adapter)
-    engine, publisher = sampler.new_sampler(made, wish.rollout, adapter)
-    first = publisher.publish(5)
-    assert first.digest == weights_digest(made.model, adapter) != weights_digest(made.model)
-    assert Digests("a").effective == "a"
-    with torch.no_grad():
-        next(iter(adapter)).b.add_(0.5)
-    second = publisher.publish_next()
-    assert second.digest == weights_digest(made.model, adapter) != first.digest
-    assert engine.weights.version == 5
+    with sampler.new_sampler(made, wish.rollout, adapter) as (engine, publisher):
+        first = publisher.publish(5)
+        assert first.digest == weights_digest(made.model, adapter) != weights_digest(made.model)
+        assert Digests("a").effective == "a"
+        with torch.no_grad():
+            next(iter(adapter)).b.add_(0.5)
+        second = publisher.publish_next()
+        assert second.digest == weights_digest(made.model, adapter) != first.digest
+        assert engine.weights.version == 5
 
 
 @pytest.mark.parametrize(("dtype", "changes"), [("int8", {}), ("int8", LORA), ("int4", {}), ("bf16", {})])

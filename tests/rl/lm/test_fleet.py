@@ -1,0 +1,294 @@
+"""Rollout workers: they sample what the learner's process would, bit for bit, and losing one loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep.core.errors import ConfigError, DeadlineError, InputError, WeightsError, WorkerError
+from lockstep.core.request import Request
+from lockstep.core.sampling import SamplingParams
+from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.learn.model import TrainedModel, build
+from lockstep.models.families import hf_tensors
+from lockstep.rl.lm import worker
+from lockstep.rl.lm.fleet import MAX_LOSSES, Fleet
+from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts
+from lockstep.rl.lm.sampler import new_sampler
+from lockstep.runs.directory import RunDirectory
+from lockstep.runs.jsonl import read_jsonl
+from lockstep.runs.record import read_run
+from tests.rl.lm.digits import Digits
+from tests.rl.lm.small import config, folder, run, untimed
+
+LIMITS = RolloutConfig(groups=4, group_size=3, max_tokens=12, memory_mb=8, max_sequences=6)
+Events = list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def made() -> TrainedModel:
+    return build(config().model, ["say 1:"], 1, None)
+
+
+def sampled(made: TrainedModel, limits: RolloutConfig, events: Events | None = None) -> list[Group]:
+    task, told = Digits(), [] if events is None else events
+    with (
+        VerifierPool(VerifierConfig(workers=0)) as verifier,
+        new_sampler(made, limits, None, on_event=lambda *event: told.append(event)) as (engine, publisher),
+    ):
+        publisher.publish(3)
+        return Rollouts(engine, task, task.problem, verifier, limits, seed=1).collect(range(4))
+
+
+def acting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """In the third step that any worker makes it does something else before: die, sleep."""
+    plain, count, lock = worker._Worker.step, [0], threading.Lock()
+
+    def step(self: Any) -> Any:
+        with lock:
+            count[0] += 1
+            acts = count[0] == 3
+        if acts:
+            act()
+        return plain(self)
+
+    monkeypatch.setattr(worker._Worker, "step", step)
+
+
+def die() -> None:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("changes", [{}, {"group_size": 2, "greedy_baseline": True, "top_k": 20}, {"dtype": "int8"}])
+def test_workers_sample_what_the_learners_process_would(
+    made: TrainedModel, threads: None, changes: dict[str, Any]
+) -> None:
+    here = sampled(made, replace(LIMITS, **changes))
+    for workers in (1, 3):
+        assert sampled(made, replace(LIMITS, workers=workers, **changes)) == here
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter__rank": 4, "learner__optimiser__lr": 0.02}])
+def test_a_run_with_workers_is_the_run_without(threads: None, changes: dict[str, Any]) -> None:
+    _, here = run(config(run__total_steps=3, **changes))
+    _, apart = run(config(run__total_steps=3, rollout__workers=2, **changes))
+    assert apart == here
+    assert [line["mismatch_max"] for _, line in apart if "mismatch_max" in line] == [0.0] * len(apart)
+
+
+def test_workers_keep_the_bound_of_staleness(threads: None) -> None:
+    _, found = run(config("cispo", staleness=1, rollout__workers=2, run__total_steps=6))
+    assert max(line["behind"] for _, line in found) == 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_costs_nothing_but_time(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    here = sampled(made, LIMITS)
+    acting(monkeypatch, die)
+    events: Events = []
+    assert sampled(made, replace(LIMITS, workers=workers), events) == here
+    ((kind, text),) = events
+    assert kind == "worker_lost"
+    assert "ended" in text
+    assert "samples begin anew" in text
+
+
+def test_a_lost_worker_is_told_and_counted(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    acting(monkeypatch, die)
+    wish = config(run__total_steps=2, rollout__workers=2)
+    with folder(tmp_path, wish) as directory:
+        run(wish, directory)
+    assert [line["worker_lost"] for line in read_jsonl(directory.metrics_path)] == [1.0, 1.0]
+    ((step, text),) = read_run(directory.path).events()
+    assert step == 0
+    assert text.startswith("rollout worker")
+
+
+def test_a_worker_that_stops_answering_is_replaced(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = sampled(made, LIMITS)
+    release = threading.Event()
+    acting(monkeypatch, lambda: assert_woken(release))
+    events: Events = []
+    try:
+        assert sampled(made, replace(LIMITS, workers=2, worker_timeout_s=0.5), events) == here
+    finally:
+        release.set()
+    assert ["silent for worker_timeout_s=0.5" in text for _, text in events] == [True]
+
+
+def assert_woken(release: threading.Event) -> None:
+    assert release.wait(30)
+
+
+@pytest.mark.parametrize("dies_in", ["build_model", "_Worker.step"])
+def test_workers_that_die_again_and_again_end_the_run(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch, dies_in: str
+) -> None:
+    monkeypatch.setattr(f"lockstep.rl.lm.worker.{dies_in}", lambda *_, **__: die())
+    events: Events = []
+    with pytest.raises(WorkerError, match=f"{MAX_LOSSES} times in a row"):
+        sampled(made, replace(LIMITS, workers=1), events)
+    assert len(events) == MAX_LOSSES
+
+
+def test_a_request_that_kills_its_workers_ends_the_run(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = worker._Worker._add
+    poisoned = lambda self, ticket, request: die() if request.id == "g2" else add(self, ticket, request)  # noqa: E731
+    monkeypatch.setattr(worker._Worker, "_add", poisoned)
+    monkeypatch.setattr("lockstep.rl.lm.fleet.MAX_LOSSES", 3)
+    with pytest.raises(WorkerError, match="was aboard 3 lost workers"):
+        sampled(made, replace(LIMITS, workers=2))
+
+
+def test_a_worker_that_cannot_start_or_serve_says_why(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Fleet(made, replace(LIMITS, workers=1))) as fleet:
+        publish(fleet, made)
+        fleet.add(Request(id="long", prompt=(1,) * 500, params=SamplingParams(seed=1)))
+        with pytest.raises(InputError, match="a prompt of 500 tokens"):
+            until_raised(fleet)
+    monkeypatch.setattr(worker, "build_model", lambda *_, **__: 1 / 0)
+    with (
+        closing(Fleet(made, replace(LIMITS, workers=1))) as fleet,
+        pytest.raises(WorkerError, match="ZeroDivisionError"),
+    ):
+        until_raised(fleet)
+    monkeypatch.setattr(worker, "build_model", lambda *_, **__: time.sleep(2))
+    with (
+        closing(Fleet(made, replace(LIMITS, workers=1, worker_start_s=0.2))) as fleet,
+        pytest.raises(DeadlineError, match="did not start"),
+    ):
+        until_raised(fleet)
+
+
+def until_raised(fleet: Fleet) -> None:
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit:
+        fleet.step()
+
+
+def publish(fleet: Fleet, made: TrainedModel, digest: str = "") -> None:
+    held = fleet.deliver("model", hf_tensors(made.model, made.config))
+    fleet.publish(0, digest or held)
+
+
+def test_a_worker_refuses_a_digest_that_is_not_its_own(made: TrainedModel, threads: None) -> None:
+    with closing(Fleet(made, replace(LIMITS, workers=1))) as fleet:
+        publish(fleet, made, "another")
+        with pytest.raises(WeightsError, match="published with digest another"):
+            until_raised(fleet)
+
+
+def test_weights_that_a_worker_did_not_take_are_refused(
+    made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "fill_from", lambda *_: None)
+    with pytest.raises(WeightsError, match="version 3 did not arrive"):
+        sampled(made, replace(LIMITS, workers=1))
+
+
+def test_impossible_workers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"workers=-1"):
+        RolloutConfig(workers=-1)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_or_stopped_cost_nothing_but_time(made: TrainedModel) -> None:
+    """SIGKILL to one worker and SIGSTOP to the other, both with samples aboard."""
+    here = sampled(made, LIMITS)
+    limits = replace(LIMITS, workers=2, worker_timeout_s=5.0)
+    events: Events = []
+    task = Digits()
+    with (
+        VerifierPool(VerifierConfig(workers=0)) as verifier,
+        new_sampler(made, limits, None, on_event=lambda *event: events.append(event)) as (engine, publisher),
+    ):
+        assert isinstance(engine, Fleet)
+        publisher.publish(3)
+        while not all(member.is_ready for member in engine._members):
+            engine.step()
+        publisher.publish(4)
+        rollouts = Rollouts(engine, task, task.problem, verifier, limits, seed=1)
+        for number in range(4):
+            rollouts.start(number)
+        for member, number in zip(engine._members, (signal.SIGKILL, signal.SIGSTOP), strict=True):
+            assert member.aboard
+            assert member.child.pid is not None
+            os.kill(member.child.pid, number)
+        groups: dict[int, Group] = {}
+        while len(groups) < 4:
+            rollouts.advance()
+            groups |= {number: group for number in range(4) if (group := rollouts.pop(number)) is not None}
+    for group in (*here, *groups.values()):
+        for one in group.trajectories:
+            one.versions = []
+    assert [groups[number] for number in range(4)] == here
+    assert [kind for kind, _ in events] == ["worker_lost"] * 2
+    assert "killed by SIGKILL" in events[0][1]
+    assert "silent for worker_timeout_s=5" in events[1][1]
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_learner_that_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+    wish = config(rollout__workers=2)
+    whole, killed = folder(tmp_path / "whole", config()), folder(tmp_path / "killed", wish)
+    with whole:
+        run(config(), whole)
+    killed.finish()
+    command = [sys.executable, "-c", LEARNER, str(killed.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as learner:
+        assert learner.stdout is not None
+        workers = [int(pid) for pid in learner.stdout.readline().split()]
+        learner.kill()
+    assert len(workers) == 2
+    limit = time.monotonic() + 30
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    with RunDirectory.open(killed.path) as directory:
+        run(wish, directory, resume=True)
+    lines = [[untimed(line) for line in read_jsonl(one.metrics_path)] for one in (killed, whole)]
+    assert lines[0] == lines[1]
+
+
+LEARNER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from lockstep.api import read_config
+from lockstep.learn.session import Session
+from lockstep.rl.lm import grpo
+from lockstep.runs.directory import RunDirectory
+def hold(step, total, metrics):
+    if step == 2 and "eval" not in metrics:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        time.sleep(100)
+with RunDirectory.open(Path(sys.argv[1])) as directory:
+    config = read_config(directory.path)
+    with Session(config.run, directory=directory, on_progress=hold) as session:
+        grpo.train(config, session)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
