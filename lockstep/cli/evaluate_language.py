@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from lockstep.api import read_config
+from lockstep.cli.model_words import of_run
 from lockstep.core.errors import ConfigError
 from lockstep.engine.llm import load
 from lockstep.envs.lm.make import TaskConfig, make_tasks
@@ -38,6 +39,8 @@ class LanguageEvalArgs:
     """Of the sampled answers."""
     max_tokens: int = 0
     """Tokens of an answer (0: as the run was trained)."""
+    weights: str = ""
+    """Of a run that kept an average: trained or averaged (default: those it serves)."""
     dtype: str = "auto"
     """Precision: auto, fp32, bf16, int8 or int4."""
     json: Path | None = None
@@ -50,7 +53,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"problems={wish.problems}, samples={wish.samples}; expected 1 or more, 0 or more")
     task, rollout, verifier = _of_run(wish)
     rollout = replace(rollout, max_tokens=wish.max_tokens or rollout.max_tokens)
-    model, tokenizer = load(wish.source, wish.dtype)
+    model, tokenizer = load(of_run(str(wish.source), wish.weights), wish.dtype)
     held_out = make_tasks(task)[1]
     rows: dict[str, tuple[Scores, list[Group]]] = {}
     with VerifierPool(verifier) as pool:

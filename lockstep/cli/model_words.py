@@ -9,6 +9,33 @@ from lockstep.core.env import model_store
 from lockstep.core.errors import ConfigError
 from lockstep.interop.store import ModelStore
 
+KEPT = ("trained", "averaged")
+"""Weights of a run that kept an average (`LearnerConfig.serve`): one set in model, the other in model-NAME."""
+
+
+def of_run(source: str, weights: str) -> str:
+    """The model that a word means, where the user chooses between a run's trained and averaged weights.
+
+    Args:
+        source: any model; with a choice the directory of a run that kept an average.
+        weights: "trained", "averaged", or "" for what the run itself serves.
+
+    Raises:
+        ConfigError: another word, or a run that did not keep both.
+    """
+    if not weights:
+        return source
+    if weights not in KEPT:
+        raise ConfigError(f"weights={weights!r}; expected one of {', '.join(KEPT)}")
+    beside = Path(source) / f"model-{weights}"
+    if beside.is_dir():
+        return str(beside)
+    if any((Path(source) / f"model-{other}").is_dir() for other in KEPT):
+        return str(Path(source) / "model")
+    raise ConfigError(
+        f"{source} holds no choice of weights; a finished run with learner.ema_decay above 0 keeps both, trained and averaged"
+    )
+
 
 def names_language_model(argument: str) -> bool:
     """Whether a word of the command line is a language model's file or folder, a name in the store, or a hub id.

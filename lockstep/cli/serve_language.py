@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from lockstep.cli.model_words import of_run
 from lockstep.cli.store_args import stored_path
 from lockstep.server.language_config import LanguageConfig
 
@@ -22,6 +23,8 @@ class ServeLanguageArgs:
     server: Annotated[LanguageConfig, tyro.conf.arg(name="")] = field(default_factory=LanguageConfig)
     store: Path | None = None
     """Folder of the model store; None: lockstep/models in the user's cache."""
+    weights: str = ""
+    """Of a run that kept an average: trained or averaged (default: those it serves)."""
     api_key: str = ""
     """Key that requests must carry (visible in the process list; prefer --api-key-file)."""
     api_key_file: Path | None = None
@@ -33,10 +36,11 @@ def main(args: Sequence[str]) -> int:
     from lockstep.cli.serve import key_of
     from lockstep.server.service import LanguageService, begin_loading
 
-    path, server = stored_path(wish.model, wish.store), wish.server
+    chosen, server = of_run(wish.model, wish.weights), wish.server
+    path = stored_path(chosen, wish.store)
     if path != wish.model and not server.served_name:
-        # Clients know the model by the name it has in the store, not by that of its file.
-        server = replace(server, served_name=wish.model)
+        # Clients know the model by the name it has in the store or of its run, not by that of its file.
+        server = replace(server, served_name=wish.model if path != chosen else Path(wish.model).name)
     key = key_of(wish.api_key, wish.api_key_file)
     service = LanguageService(path, server)
     begin_loading(service)

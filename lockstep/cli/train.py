@@ -12,6 +12,7 @@ import tyro
 
 from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.learn.session import BESIDE
 from lockstep.learn.session import Result as LanguageResult
 from lockstep.recipes import RECIPES, list_recipes, recipe
 from lockstep.rl.algorithms import is_language, validated
@@ -33,6 +34,9 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
         "pass_at_k": "pass@k",
         "length": "length",
         "eval": "held out",
+        "averaged": "averaged",
+        "trained": "trained",
+        "teacher": "teacher",
         "level": "level",
     },
     "policy": {
@@ -146,6 +150,9 @@ def report_finished(record: RunRecord) -> int:
     return 0
 
 
+OTHERS = {"averaged": "averaged weights", "trained": "the trained weights, not averaged", "teacher": "the teacher"}
+
+
 def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int:
     if "reward" in record.metric_names():
         print_curve(*record.series("reward"), title="mean reward")
@@ -154,8 +161,9 @@ def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int
         if scores is not None:
             greedy = f"; most probable answers {scores.extra['greedy']:.3f}" if "greedy" in scores.extra else ""
             print(f"held out, {word:<6} {scores}{greedy}")
-            if "teacher" in scores.extra:
-                print(f"held out, teacher {scores.extra['teacher']:.3f}")
+            for other in BESIDE:
+                if other in scores.extra:
+                    print(f"held out, {word:<6} {scores.extra[other]:.3f}, {OTHERS[other]}")
     print(f"run directory    {run.path}")
     print(
         f"next             lockstep serve {run.path}   lockstep chat {run.path}   lockstep runs show {run.path} --samples"

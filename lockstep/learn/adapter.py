@@ -13,6 +13,7 @@ import torch
 from lockstep.core.errors import ConfigError
 from lockstep.interop.hf.peft import save_adapter
 from lockstep.layers.low_rank import Adapter
+from lockstep.learn.learner import Weights
 from lockstep.learn.model import TrainedModel
 from lockstep.models.adapter import ALL_TARGETS, LoraConfig, merge_adapter, new_adapter
 from lockstep.models.language import LanguageModel
@@ -45,14 +46,12 @@ class AdapterConfig:
         return new_adapter(model, wish, torch.Generator().manual_seed(seed))
 
 
-def write_adapted(
-    made: TrainedModel, adapter: Adapter | None, folder: Path, results: Mapping[str, Any], title: str
-) -> None:
-    """The model's folder, the adapter melted into a copy of the weights, and the adapter alone beside it, as PEFT keeps it."""
-    if adapter is None:
-        made.write(folder, results, title)
-        return
-    merged = copy.deepcopy(made.model)
-    merge_adapter(merged, adapter)
-    replace(made, model=merged).write(folder, results, title)
-    save_adapter(adapter, folder.with_name("adapter"))
+def write_weights(made: TrainedModel, weights: Weights, folder: Path, results: Mapping[str, Any]) -> None:
+    """The model's folder. An adapter is melted into a copy of the weights, and lies alone beside it, as PEFT keeps it: in
+    "adapter" beside "model"."""
+    model, title = weights.model, folder.parent.name
+    if weights.adapter is not None:
+        model = copy.deepcopy(model)
+        merge_adapter(model, weights.adapter)
+        save_adapter(weights.adapter, folder.with_name(folder.name.replace("model", "adapter")))
+    replace(made, model=model).write(folder, results, title)

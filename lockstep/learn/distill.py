@@ -9,6 +9,7 @@ Legend: R tokens (rows), r rows of a chunk, E model width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -18,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.learn.adapter import write_weights
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
 from lockstep.learn.logprobs import ROWS, Logprobs
 from lockstep.learn.losses import Divergence, distribution_divergence
 from lockstep.learn.model import ModelConfig, build, load_teacher
@@ -83,7 +85,7 @@ def train(config: DistillConfig, session: Session) -> Result:
     session.begin({"learner": learner})
     while True:
         if held_out and session.evaluation_due:
-            session.record(likelihoods(made.model, held_out, config.micro_tokens))
+            session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
         session.checkpoint()
         if not session.running:
             break
@@ -95,7 +97,7 @@ def train(config: DistillConfig, session: Session) -> Result:
         metrics = learner.step(micro_batches(examples, config.micro_tokens), loss)
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(lambda path, results: made.write(path, results, path.parent.name))
+    return session.finish(written(learner, partial(write_weights, made)))
 
 
 def divergence_loss(config: DistillConfig, student: LanguageModel, teacher: LanguageModel, num_tokens: float) -> Loss:

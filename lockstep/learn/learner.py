@@ -5,18 +5,21 @@ The learner knows nothing of how a batch came about or of what its loss means.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from lockstep.core.errors import ConfigError, DivergedError
+from lockstep.core.errors import CheckpointError, ConfigError, DivergedError
 from lockstep.layers.low_rank import Adapter
 from lockstep.learn.logprobs import Logprobs, Truncation, forward_logprobs, micro_logprobs
-from lockstep.learn.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters
+from lockstep.learn.optimiser import Ema, Optimiser, OptimiserConfig, load_parameters, trainable
 from lockstep.learn.packing import MicroBatch
+from lockstep.learn.session import Scores
 from lockstep.models.language import LanguageModel
 
 Metrics = dict[str, Tensor]
@@ -26,6 +29,8 @@ Loss = Callable[[Logprobs, MicroBatch], tuple[Tensor, Metrics]]
 """(this micro-batch's share of the loss, metrics). The loss divides by counts of the whole batch, so that the shares add up
 to it however the batch was cut."""
 
+WhichWeights = Literal["trained", "averaged"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
@@ -34,9 +39,30 @@ class LearnerConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Optimiser, clipping and schedule."""
     ema_decay: float = 0.0
-    """Decay of the average of weights (0: none is kept)."""
+    """Decay of the moving average of weights, 0.99 for one of about the last hundred steps (0: none is kept)."""
+    serve: WhichWeights = "trained"
+    """Which weights are evaluated first and written into the run's model folder: trained, or averaged. Where an average is kept
+    the others are evaluated too, and written beside, in model-averaged or model-trained."""
     recompute_layers: bool = False
     """Gradient checkpointing: keep each layer's input only. The same bits in less memory and about a third more time."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay={self.ema_decay}; expected 0 (none) or 0 < ema_decay < 1")
+        if self.serve not in get_args(WhichWeights):
+            raise ConfigError(f"serve={self.serve!r}; expected one of {', '.join(get_args(WhichWeights))}")
+        if self.serve == "averaged" and not self.ema_decay:
+            raise ConfigError("serve='averaged' and ema_decay=0 keeps no average; set ema_decay, such as 0.99")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """The modules of a learner, with one set of weights."""
+
+    model: LanguageModel
+    adapter: Adapter | None
+    heads: Mapping[str, nn.Module]
+    """All but the adapter."""
 
 
 class Learner:
@@ -68,8 +94,6 @@ class Learner:
             self.heads["adapter"] = adapter
         modules = [model, *self.heads.values()]
         self.optimiser = Optimiser(modules, config.optimiser.ending(total_steps))
-        if config.ema_decay and not 0.0 < config.ema_decay < 1.0:
-            raise ConfigError(f"ema_decay={config.ema_decay}; expected 0 (none) or 0 < ema_decay < 1")
         self.ema = Ema(self.optimiser.params, config.ema_decay) if config.ema_decay else None
         model.recompute_layers(config.recompute_layers)
 
@@ -170,6 +194,19 @@ class Learner:
             found |= {f"{head}:{name}": p for name, p in module.named_parameters() if p.requires_grad}
         return found
 
+    def weights(self) -> dict[WhichWeights, Weights]:
+        """The trained weights, where they are; and, where an average is kept, copies of all modules that hold it."""
+        heads = {name: module for name, module in self.heads.items() if module is not self.adapter}
+        found: dict[WhichWeights, Weights] = {"trained": Weights(model=self.model, adapter=self.adapter, heads=heads)}
+        if self.ema is not None:
+            # Beside an adapter the model is frozen: its own average.
+            apart = self.model if self.adapter is not None else copy.deepcopy(self.model)
+            adapter, heads = copy.deepcopy((self.adapter, heads))
+            modules = [*heads.values()] if adapter is None else [*heads.values(), adapter]
+            self.ema.write(trainable([apart, *modules]))
+            found["averaged"] = Weights(model=apart, adapter=adapter, heads=heads)
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next step but the batch: training goes on bit for bit from it."""
         return {
@@ -186,8 +223,36 @@ class Learner:
         """
         load_parameters(self.named_parameters(), state["parameters"])
         self.optimiser.load_state_dict(state["optimiser"])
-        if self.ema is not None and state["ema"] is not None:
+        if (self.ema is None) != (state["ema"] is None):
+            kept = "no average" if state["ema"] is None else "an average"
+            raise CheckpointError(
+                f"the checkpoint holds {kept} of weights and ema_decay={self.config.ema_decay}; "
+                "resume with the configuration of the run"
+            )
+        if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def evaluated(learner: Learner, ask: Callable[[Weights], Scores]) -> Scores:
+    """Scores of the weights that the run serves; where an average is kept the other set's mean stands beside them, in `extra`
+    under its name."""
+    sets, chosen = learner.weights(), learner.config.serve
+    scores = ask(sets.pop(chosen))
+    # Before the first step both are the same.
+    others: dict[str, float] = {name: ask(one).mean if learner.num_steps else scores.mean for name, one in sets.items()}
+    return Scores(scores.values, extra={**scores.extra, **others})
+
+
+def written(
+    learner: Learner, write: Callable[[Weights, Path, Mapping[str, Any]], None]
+) -> Callable[[Path, Mapping[str, Any]], None]:
+    """What `Session.finish` calls: writes the served weights into the folder, the others into one beside it."""
+
+    def write_all(path: Path, results: Mapping[str, Any]) -> None:
+        for name, one in learner.weights().items():
+            write(one, path if name == learner.config.serve else path.with_name(f"{path.name}-{name}"), results)
+
+    return write_all
 
 
 def _join(joined: dict[str, float], metrics: Metrics) -> None:

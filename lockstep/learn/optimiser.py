@@ -6,8 +6,7 @@ Legend: N outputs, K inputs of a matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -317,15 +316,9 @@ class Ema:
         """Follow the weights."""
         polyak(self.averages, [p.detach() for p in self.params], 1.0 - self.decay)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """While inside, the parameters hold the averages; afterwards the trained bits again."""
-        trained = [p.detach().clone() for p in self.params]
-        _copy(self.params, self.averages)
-        try:
-            yield
-        finally:
-            _copy(self.params, trained)
+    def write(self, params: Sequence[nn.Parameter]) -> None:
+        """The averages into parameters of the same shapes and order as those that are averaged."""
+        _copy(params, self.averages)
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": [average.clone() for average in self.averages]}

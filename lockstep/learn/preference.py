@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.learn import losses
+from lockstep.learn.adapter import write_weights
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
-from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
 from lockstep.learn.logprobs import Logprobs, forward_logprobs
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
@@ -94,7 +96,7 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     session.begin({"learner": learner})
     while True:
         if held_out and session.evaluation_due:
-            session.record(accuracies(config, made.model, reference, held_out))
+            session.record(evaluated(learner, lambda now: accuracies(config, now.model, reference, held_out)))
         session.checkpoint()
         if not session.running:
             break
@@ -111,7 +113,7 @@ def train(config: PreferenceConfig, session: Session) -> Result:
         epoch = session.step * config.batch / len(rows)
         session.advance(metrics | {"epoch": epoch, "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(lambda path, results: made.write(path, results, path.parent.name))
+    return session.finish(written(learner, partial(write_weights, made)))
 
 
 def pair_loss(config: PreferenceConfig, num: int) -> Loss:

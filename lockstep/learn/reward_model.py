@@ -18,7 +18,7 @@ from lockstep.core.errors import ConfigError
 from lockstep.interop.hf.save import save_folder
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
 from lockstep.learn.heads import ScalarHead
-from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, Weights, evaluated, written
 from lockstep.learn.logprobs import Logprobs
 from lockstep.learn.losses import bradley_terry_loss
 from lockstep.learn.model import ModelConfig, TrainedModel, build
@@ -68,9 +68,7 @@ def train(config: RewardModelConfig, session: Session) -> Result:
     session.begin({"learner": learner})
     while True:
         if held_out and session.evaluation_due:
-            rewards = score(made.model, head, held_out, config.micro_tokens)
-            pairs = zip(rewards[0::2], rewards[1::2], strict=True)
-            session.record(Scores(tuple(float(chosen > rejected) for chosen, rejected in pairs)))
+            session.record(evaluated(learner, lambda now: accuracies(now, held_out, config.micro_tokens)))
         session.checkpoint()
         if not session.running:
             break
@@ -81,7 +79,26 @@ def train(config: RewardModelConfig, session: Session) -> Result:
         metrics = learner.step(micros, comparison_loss(head, len(examples) // 2, config.centre))
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(lambda path, results: save_reward_model(path, made, head))
+    return session.finish(
+        written(
+            learner, lambda now, path, results: save_reward_model(path, replace(made, model=now.model), head_of(now))
+        )
+    )
+
+
+def head_of(weights: Weights) -> ScalarHead:
+    """The learner's reward head, with this set of weights."""
+    head = weights.heads["reward"]
+    assert isinstance(head, ScalarHead)
+    return head
+
+
+def accuracies(weights: Weights, pairs: Sequence[Example], micro_tokens: int) -> Scores:
+    """1 for each pair (chosen, rejected, chosen, ...) whose chosen answer has the higher reward, 0 for the others."""
+    rewards = score(weights.model, head_of(weights), pairs, micro_tokens)
+    return Scores(
+        tuple(float(chosen > rejected) for chosen, rejected in zip(rewards[0::2], rewards[1::2], strict=True))
+    )
 
 
 def at_the_end(example: Example) -> Example:

@@ -34,6 +34,9 @@ from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 from lockstep.runs.stats import mean_interval
 
+BESIDE = ("averaged", "trained", "teacher")
+"""Numbers of an evaluation that are scores too, of other weights on the same problems."""
+
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
 EventHook = Callable[[int, str], None]
 
@@ -231,7 +234,8 @@ class Session:
             extra: dict[str, Any] = {"low": low, "high": high, **scores.extra}
             self.directory.log_eval(self.step, scores.values, final=int(not self.running), **extra)
         if self.on_progress is not None:
-            self.on_progress(self.step, self.config.total_steps, {"eval": scores.mean})
+            beside = {name: float(scores.extra[name]) for name in BESIDE if name in scores.extra}
+            self.on_progress(self.step, self.config.total_steps, {"eval": scores.mean, **beside})
         self._clock = time.perf_counter()
 
     def event(self, kind: str, text: str) -> None:

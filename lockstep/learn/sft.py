@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
+from lockstep.learn.adapter import write_weights
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.learner import Learner, LearnerConfig, evaluated, written
 from lockstep.learn.logprobs import forward_logprobs
 from lockstep.learn.losses import likelihood_loss
 from lockstep.learn.model import ModelConfig, build
@@ -52,7 +54,7 @@ def train(config: SFTConfig, session: Session) -> Result:
     session.begin({"learner": learner})
     while True:
         if held_out and session.evaluation_due:
-            session.record(likelihoods(made.model, held_out, config.micro_tokens))
+            session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
         session.checkpoint()
         if not session.running:
             break
@@ -66,7 +68,7 @@ def train(config: SFTConfig, session: Session) -> Result:
             | {"tokens": num_tokens, "epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped}
         )
     rows.close()
-    return session.finish(lambda path, results: made.write(path, results, path.parent.name))
+    return session.finish(written(learner, partial(write_weights, made)))
 
 
 def read_examples(path: Path, renderer: Renderer) -> list[Example]:

@@ -122,12 +122,12 @@ def test_wishes_that_cannot_be_met(make: object) -> None:
         make()  # type: ignore[operator]
 
 
-def test_the_average_of_weights_is_lent_and_given_back() -> None:
-    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+def test_the_average_follows_the_weights_and_is_written_elsewhere() -> None:
+    p, other = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
     ema = Ema([p], 0.75)
     with torch.no_grad():
         p.add_(4.0)
     ema.update()
-    with ema.applied():
-        assert p.tolist() == [2.0, 3.0]
+    ema.write([other])
+    assert other.tolist() == [2.0, 3.0]
     assert p.tolist() == [5.0, 6.0]

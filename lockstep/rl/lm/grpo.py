@@ -17,11 +17,11 @@ from lockstep.core.errors import ConfigError
 from lockstep.core.state import Stateful
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
-from lockstep.learn.adapter import AdapterConfig, write_adapted
+from lockstep.learn.adapter import AdapterConfig, write_weights
 from lockstep.learn.heads import ScalarHead
-from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.learner import Learner, LearnerConfig, Weights, evaluated, written
 from lockstep.learn.model import ModelConfig
-from lockstep.learn.session import Result, Session, UpdatesConfig
+from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
@@ -120,14 +120,15 @@ def train(config: GRPOConfig, session: Session) -> Result:
         session.begin({name: part for name, part in parts.items() if part is not None})
         publisher.publish(session.step)
         first_digest = publisher.current.digest
-        ask = partial(evaluate, model, tokenizer, held_out, verifier, config.rollout, config.evaluation, adapter)
+
+        def ask(now: Weights) -> Scores:
+            return evaluate(now.model, tokenizer, held_out, verifier, config.rollout, config.evaluation, now.adapter)[0]
+
         if session.evaluation_due:
-            scores = ask()[0]
+            scores = evaluated(learner, ask)
             if teacher is not None:
-                asked = evaluate(
-                    teacher.teacher.model, tokenizer, held_out, verifier, config.rollout, config.evaluation
-                )
-                scores = replace(scores, extra={**scores.extra, "teacher": asked[0].mean})
+                taught = ask(Weights(model=teacher.teacher.model, adapter=None, heads={}))
+                scores = replace(scores, extra={**scores.extra, "teacher": taught.mean})
             session.record(scores)
         session.checkpoint()
         with Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector:
@@ -146,9 +147,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 )
                 session.log_samples(readable(groups[0], batch.advantages, update.mismatch))
                 if session.evaluation_due:
-                    session.record(ask()[0])
+                    session.record(evaluated(learner, ask))
                 session.checkpoint()
     digests = {"first": first_digest, "last": publisher.current.digest, "teacher": teacher.digest if teacher else ""}
-    return session.finish(
-        lambda path, results: write_adapted(made, adapter, path, results, path.parent.name), digests=digests
-    )
+    return session.finish(written(learner, partial(write_weights, made)), digests=digests)
