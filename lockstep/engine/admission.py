@@ -70,12 +70,13 @@ class Admission:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
         scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
         score_alternatives: list[tuple] = [] if params.prompt_logprobs is None else [()]
-        sequences = []
+        sequences: list[Sequence] = []
         for index in range(params.num_sequences):
             sample = Sample(request_id=request.id, index=index, prompt=request.prompt, seed=sample_seed(seed, index))
             sample.prompt_logprobs, sample.prompt_alternatives = scores, score_alternatives
             sequence = Sequence(request, sample, order(request.priority, index), max_tokens)
             sequence.adapter = adapter
+            sequence.leader = sequences[0] if sequences and not params.beam_width else None
             if self._tokenizer is not None:
                 sequence.text = TextStream(self._tokenizer, params)
             if matcher is not None or Shaper.is_needed(params):

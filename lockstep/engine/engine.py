@@ -105,7 +105,7 @@ class Engine:
                 draft, self.plan, model.vocab_size, self.scheduler.table, self._sampler, self.scheduler.counters
             )
         self._emitter = Emitter(self.plan.eos_token_ids)
-        self.scheduler.copy_page = self._runner.copy_page
+        self.scheduler.copy_pages = self._runner.copy_pages
         self._live: dict[str, list[Sequence]] = {}
         self._outbox: list[Output] = []
         self._pending: _Publication | None = None

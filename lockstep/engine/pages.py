@@ -1,6 +1,7 @@
 """The pages of the key-value cache: who holds each, which are free, and the table that kernels read.
 
-A page is full or it belongs to one sequence: only full pages are shared, so no page is ever copied on write.
+A page is full or it belongs to one sequence: only full pages are shared. What samples of one prompt have in common in its last
+page is copied into a page of their own when they start, so no page is ever copied on write.
 
 Legend: S slots, P pages of a sequence.
 """

@@ -41,6 +41,7 @@ class Sequence:
         "beams",
         "blocked_tokens",
         "blocker",
+        "leader",
         "lookup",
         "max_known",
         "node",
@@ -89,6 +90,8 @@ class Sequence:
         self.node: Node | None = None
         """Where the published pages end in the prefix tree; None: this sequence publishes nothing."""
         self.num_published = 0
+        self.leader: Sequence | None = None
+        """Sample 0 of the request, whose keys of the prompt the others take; None for itself, and for beams."""
         self.blocker: Sequence | None = None
         self.blocked_tokens = 0
         self.shaper: Shaper | None = None
@@ -129,8 +132,13 @@ class Sequence:
         return min(limit, self.num_scored // PAGE) if self.is_scoring else limit
 
     @property
+    def num_in_common(self) -> int:
+        """Tokens that are the leader's too: the prompt, but for a last token, which is always computed."""
+        return min(self.num_prompt, len(self.tokens) - 1)
+
+    @property
     def is_blocked(self) -> bool:
-        """Another sequence is computing pages which this one will share, or it is a beam that rests."""
+        """Another sequence is computing keys which this one will share, or it is a beam that rests."""
         if self.rests:
             return True
         other = self.blocker

@@ -120,9 +120,9 @@ class Runner:
         """Gives it back."""
         self._cache = None
 
-    def copy_page(self, source: int, target: int) -> None:
-        """The keys and values of one page to another, in every layer."""
-        self._cache.copy_page(source, target)
+    def copy_pages(self, sources: list[int], targets: list[int]) -> None:
+        """The keys and values of some pages to others, in every layer."""
+        self._cache.copy_pages(sources, targets)
 
     @torch.no_grad()
     def run(self, works: list[Work]) -> tuple[Tensor, Gathered]:

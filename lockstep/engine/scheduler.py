@@ -68,8 +68,8 @@ class Scheduler:
         self.only_started = False
         """While the engine drains, nobody new starts."""
         self.counters = Counters()
-        self.copy_page: Callable[[int, int], None] = _copy_nothing
-        """Copies the keys and values of a page to another; the engine sets it."""
+        self.copy_pages: Callable[[list[int], list[int]], None] = _copy_nothing
+        """Copies the keys and values of pages to others; the engine sets it."""
         self._arrivals = 0
 
     def next_order(self, priority: int, index: int) -> tuple[int, int, int]:
@@ -154,7 +154,7 @@ class Scheduler:
         self.table.rows_SP[sequence.slot, :num_full] = sequence.pages
         if partial:
             self._extend(sequence, 1)
-            self.copy_page(source.pages[num_full], sequence.pages[num_full])
+            self.copy_pages([source.pages[num_full]], [sequence.pages[num_full]])
         sequence.num_computed, sequence.num_published = source.num_computed, source.num_published
         sequence.num_drafted = min(source.num_drafted, num_full * PAGE)
         sequence.node = source.node
@@ -192,24 +192,31 @@ class Scheduler:
     def _admit(self, works: list[Work], budget: int) -> int:
         """Starts those who wait, in order, as long as budget, slots and pages last; returns the budget left."""
         index = 0
-        while budget and index < len(self.waiting) and self.table.num_free:
+        copies: tuple[list[int], list[int]] = ([], [])
+        # Of samples whose leader is at the prompt: they come next, before it can have ended.
+        num_reserved = 0
+        while budget and index < len(self.waiting) and self.table.num_free > num_reserved:
             sequence = self.waiting[index]
-            if (self.only_started and not sequence.started) or sequence.is_blocked:
+            if self.only_started and not sequence.started:
                 index += 1
-            elif self._start(sequence):
+            elif not sequence.is_blocked and self._start(sequence, copies):
                 self.waiting.pop(index)
                 missing = sequence.num_missing
                 works.append(Work(sequence, min(missing, budget), missing <= budget))
                 budget -= works[-1].count
-            elif sequence.blocker is not None:
+            elif sequence.blocker is not None or sequence.rests:
                 index += 1
+                num_reserved += sequence.blocker is not None and sequence.blocker is sequence.leader
             else:
                 break
+        if copies[0]:
+            self.copy_pages(*copies)
         return budget
 
-    def _start(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence its cached prefix, pages for all its known tokens, and a slot. False: it is blocked
-        by one that computes pages it will share, or the pages do not suffice."""
+    def _start(self, sequence: Sequence, copies: tuple[list[int], list[int]]) -> bool:
+        """Gives a waiting sequence its cached prefix, pages for all its known tokens, and a slot. What its leader has of
+        the prompt beyond full pages is noted in `copies`, pages to read and to write. False: it is blocked by one that
+        computes keys it will share, or the pages do not suffice."""
         pool, tree = self.pool, self.tree
         node: Node | None = None
         pages: list[int] = []
@@ -231,6 +238,11 @@ class Scheduler:
         sequence.slot = self.table.take()
         self.table.rows_SP[sequence.slot, : len(pages)] = pages
         self._extend(sequence, need)
+        shared = sequence.num_published
+        if (leader := _leader(sequence, node, shared)) is not None:
+            copies[0].append(leader.pages[shared])
+            copies[1].append(sequence.pages[shared])
+            sequence.num_computed = sequence.num_in_common
         sequence.node = node
         if node is not None:
             tree.use(node)
@@ -243,7 +255,12 @@ class Scheduler:
         return True
 
     def _find_blocker(self, sequence: Sequence, node: Node, depth: int) -> bool:
-        """Whether a running prefill stands where this one would start and goes the same way for at least a page."""
+        """Whether a running prefill stands where this one would start and goes the same way for at least a page, or is
+        the leader's and has not come to the end of the prompt."""
+        leader = _leader(sequence, node, depth)
+        if leader is not None and leader.num_computed < sequence.num_in_common:
+            sequence.blocker, sequence.blocked_tokens = leader, sequence.num_in_common
+            return True
         limit = sequence.max_shared_pages
         if depth >= limit:
             return False
@@ -324,5 +341,13 @@ class Scheduler:
         self.counters.num_preemptions += 1
 
 
-def _copy_nothing(source: int, target: int) -> None:
+def _copy_nothing(sources: list[int], targets: list[int]) -> None:
     raise AssertionError("nobody copies pages here")
+
+
+def _leader(sequence: Sequence, node: Node | None, depth: int) -> Sequence | None:
+    """Sample 0 of the request, if it runs with these weights and the prompt ends within the page after `depth`."""
+    leader, common = sequence.leader, sequence.num_in_common
+    if node is None or leader is None or leader.state is not State.RUNNING or leader.node is None:
+        return None
+    return leader if 0 < common - depth * PAGE < PAGE else None

@@ -6,6 +6,7 @@ Legend: T packed tokens, S sequences, P pages, R rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,8 @@ class FakeCache:
     cells_PC: np.ndarray
     num_bytes: int = 1024
 
-    def copy_page(self, source: int, target: int) -> None:
-        self.cells_PC[target] = self.cells_PC[source]
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.cells_PC[targets] = self.cells_PC[sources]
 
 
 @dataclass(frozen=True)

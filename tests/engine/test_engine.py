@@ -40,14 +40,24 @@ def test_small_pool_gives_the_texts_of_a_big_one() -> None:
 
 
 def test_samples_of_a_prompt_compute_it_once() -> None:
+    for length in (100, 97, 96, 11, 2):
+        engine = Engine(FakeModel(), None, tiny())
+        params = SamplingParams(n=4, max_tokens=3, ignore_eos=True, seed=5)
+        samples = engine.add(Request(id="a", prompt=prompt_of(length), params=params))
+        run(engine)
+        # Everybody computes the last token of the prompt, for its logits.
+        assert [sample.num_cached for sample in samples] == [0] + [length - 1] * 3, length
+        assert engine.counters.num_computed_tokens == length + 3 * 1 + 4 * 2
+        assert len({sample.seed for sample in samples}) == 4
+        assert [sample.tokens for sample in samples] == [sample.tokens for sample in alone(prompt_of(length), params)]
+
+
+def test_samples_whose_first_has_ended_share_full_pages_only() -> None:
     engine = Engine(FakeModel(), None, tiny())
     samples = engine.add(ask("a", 100, n=4, max_tokens=1))
     run(engine)
-    # 96 tokens in full pages once, and the 4 of the partial page by each.
     assert engine.counters.num_computed_tokens == 96 + 4 * 4
-    assert engine.counters.num_cached_tokens == 3 * 96
     assert [sample.num_cached for sample in samples] == [0, 96, 96, 96]
-    assert len({sample.seed for sample in samples}) == 4
 
 
 def test_concurrent_requests_compute_a_shared_prefix_once() -> None:

@@ -337,7 +337,7 @@ def test_cache_shapes() -> None:
         assert cache.num_bytes == 3 * 2 * 5 * 2 * PAGE * (width + 4 * numbers)
         first = cache.layers[0]
         first.put(torch.tensor([2]), torch.tensor([3]), torch.ones(1, 2, 7), torch.ones(1, 2, 7))
-        cache.copy_page(2, 4)
+        cache.copy_pages([2], [4])
         # As bytes: what was never written may be NaN.
         pages = [x.contiguous().view(torch.uint8) for x in first.tensors]
         assert all(torch.equal(x[2], x[4]) for x in pages)

@@ -114,8 +114,9 @@ class KVCache:
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
 
-    def copy_page(self, source: int, target: int) -> None:
-        """All that page `source` holds, in every layer."""
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """All that each of the pages holds, in every layer; no page is both read and written."""
+        read, written = torch.tensor(sources), torch.tensor(targets)
         for layer in self.layers:
             for tensor in layer.tensors:
-                tensor[target].copy_(tensor[source])
+                tensor[written.to(tensor.device)] = tensor[read.to(tensor.device)]
