@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lockstep.core.collector import collector_spared
 from lockstep.core.errors import DeadlineError, ServingError
 from lockstep.core.request import Request, Sample
 from lockstep.engine.emission import Output
@@ -180,15 +181,16 @@ class AsyncEngine:
 
     def _work(self) -> None:
         engine = self._engine
-        while not self._closing:
-            self._take_commands()
-            try:
-                outputs = engine.step()
-            except Exception as error:
-                log.exception("a step failed; its requests end")
-                self._fail(error)
-                continue
-            self._hand_over(outputs)
+        with collector_spared():
+            while not self._closing:
+                self._take_commands()
+                try:
+                    outputs = engine.step()
+                except Exception as error:
+                    log.exception("a step failed; its requests end")
+                    self._fail(error)
+                    continue
+                self._hand_over(outputs)
         self._fail(ServingError("the engine was closed"))
         while not self._inbox.empty():
             self._run(self._inbox.get())

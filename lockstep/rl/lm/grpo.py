@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lockstep import kernels
+from lockstep.core.collector import collector_spared
 from lockstep.core.errors import ConfigError
 from lockstep.core.state import Stateful
 from lockstep.envs.lm.make import TaskConfig, make_tasks
@@ -131,7 +132,10 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 scores = replace(scores, extra={**scores.extra, "teacher": taught.mean})
             session.record(scores)
         session.checkpoint()
-        with Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector:
+        with (
+            collector_spared(),
+            Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector,
+        ):
             while session.running:
                 groups, stats = collector.take(session.step)
                 behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)

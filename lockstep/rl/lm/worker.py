@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lockstep import kernels
 from lockstep.core.child_process import describe, settle
+from lockstep.core.collector import collector_spared
 from lockstep.core.errors import LockstepError, WeightsError, WorkerError
 from lockstep.core.request import Request, Sample
 from lockstep.learn.adapter import AdapterConfig
@@ -98,7 +99,8 @@ def work(pipe: Connection, plan: WorkerPlan, blocks: Mapping[Part, TensorBlock])
     """A worker's life."""
     settle()
     kernels.set_num_threads(plan.threads)
-    serve(pipe, plan, blocks)
+    with collector_spared():
+        serve(pipe, plan, blocks)
 
 
 def serve(pipe: Connection, plan: WorkerPlan, blocks: Mapping[Part, TensorBlock]) -> None:
