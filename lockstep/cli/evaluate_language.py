@@ -41,6 +41,8 @@ class LanguageEvalArgs:
     """Tokens of an answer (0: as the run was trained)."""
     weights: str = ""
     """Of a run that kept an average: trained or averaged (default: those it serves)."""
+    level: int | None = None
+    """Of the problems, where the task has a curriculum (default: as the run evaluates)."""
     dtype: str = "auto"
     """Precision: auto, fp32, bf16, int8 or int4."""
     json: Path | None = None
@@ -51,17 +53,21 @@ def main(args: Sequence[str]) -> int:
     wish = tyro.cli(LanguageEvalArgs, args=list(args), prog="lockstep eval")
     if wish.samples < 0 or wish.problems < 1:
         raise ConfigError(f"problems={wish.problems}, samples={wish.samples}; expected 1 or more, 0 or more")
-    task, rollout, verifier = _of_run(wish)
+    task, rollout, verifier, level = _of_run(wish)
     rollout = replace(rollout, max_tokens=wish.max_tokens or rollout.max_tokens)
     model, tokenizer = load(of_run(str(wish.source), wish.weights), wish.dtype)
     held_out = make_tasks(task)[1]
     rows: dict[str, tuple[Scores, list[Group]]] = {}
     with VerifierPool(verifier) as pool:
-        plans = {"greedy": EvaluationConfig(problems=wish.problems)}
+        plans = {"greedy": EvaluationConfig(problems=wish.problems, level=level)}
         if wish.samples:
             name = f"temperature {wish.temperature:g}"
             plans[name] = EvaluationConfig(
-                problems=wish.problems, samples=wish.samples, temperature=wish.temperature, greedy=False
+                problems=wish.problems,
+                samples=wish.samples,
+                temperature=wish.temperature,
+                greedy=False,
+                level=level,
             )
         for name, plan in plans.items():
             rows[name] = evaluate(model, tokenizer, held_out, pool, rollout, plan)
@@ -78,15 +84,17 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _of_run(wish: LanguageEvalArgs) -> tuple[TaskConfig, RolloutConfig, VerifierConfig]:
-    """Of the run, where the source is one that was reinforced."""
+def _of_run(wish: LanguageEvalArgs) -> tuple[TaskConfig, RolloutConfig, VerifierConfig, int]:
+    """Of the run, where the source is one that was reinforced; and the level of its problems."""
     if (wish.source / "run.json").is_file():
         config = read_config(wish.source)
         if isinstance(config, GRPOConfig):
-            return TaskConfig(name=wish.task) if wish.task else config.task, config.rollout, config.verifier
+            task = TaskConfig(name=wish.task) if wish.task else config.task
+            level = 0 if wish.task else config.evaluation.level
+            return task, config.rollout, config.verifier, level if wish.level is None else wish.level
     if not wish.task:
         raise ConfigError(f"{wish.source} does not name its task; give one, e.g. --task chain_sum")
-    return TaskConfig(name=wish.task), RolloutConfig(), VerifierConfig()
+    return TaskConfig(name=wish.task), RolloutConfig(), VerifierConfig(), wish.level or 0
 
 
 def _pass_at_k(groups: Sequence[Group], k: int) -> tuple[float, ...]:

@@ -79,12 +79,38 @@ class MixtureTask(LevelledTask):
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """When to go up."""
+    """When to go up, and when down again."""
 
     window: int = 64
     """Problems that the mean score is taken over; a new level begins a new window."""
     threshold: float = 0.7
     """Mean score of a full window from which on the skill goes up a level."""
+    lower: float = 0.0
+    """Mean score of a full window below which it goes down a level (0: never)."""
+    first: int = 0
+    """Level that it begins at, and never falls below."""
+    highest: int | None = None
+    """Level that it does not go beyond (None: the task's last)."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not 0 < self.threshold <= 1 or not 0 <= self.lower < self.threshold:
+            raise ConfigError(
+                f"window={self.window}, threshold={self.threshold}, lower={self.lower}; expected a window of 1 or more and "
+                "0 <= lower < threshold <= 1"
+            )
+        if self.first < 0 or (self.highest is not None and self.highest < self.first):
+            raise ConfigError(f"first={self.first}, highest={self.highest}; expected 0 <= first <= highest")
+
+
+@dataclass(frozen=True)
+class LevelChange:
+    """A skill went to another level."""
+
+    skill: str
+    before: int
+    after: int
+    score: float
+    """Mean of the window that decided."""
 
 
 @final
@@ -95,13 +121,11 @@ class Curriculum:
         curriculum.observe(index, mean_score)         # what came of it
 
     Raises:
-        ConfigError: an impossible window or threshold.
+        ConfigError: the first level is beyond the task's last.
     """
 
     def __init__(self, task: LevelledTask, config: CurriculumConfig | None = None) -> None:
         self.config = config or CurriculumConfig()
-        if self.config.window < 1 or not 0 < self.config.threshold <= 1:
-            raise ConfigError(f"{self.config}: window must be 1 or more, threshold above 0 and up to 1")
         self._task = task
         self._levels: dict[str, int] = {}
         self._windows: dict[str, deque[float]] = {}
@@ -114,22 +138,31 @@ class Curriculum:
     def index(self, position: int) -> int:
         """The index of the problem at a position, at the present level of its skill."""
         skill = self._task.skill(position)
-        return level_index(self._levels.setdefault(skill, 0), position)
+        return level_index(self._level(skill), position)
 
-    def observe(self, index: int, score: float) -> bool:
-        """Note a problem's mean score; whether its skill went up. Problems of an earlier level say nothing any more."""
+    def observe(self, index: int, score: float) -> LevelChange | None:
+        """Note a problem's mean score; what its skill's level became, if it changed. Problems of another level than the
+        present one say nothing."""
         level, position = split_index(index)
         skill = self._task.skill(position)
-        if level != self._levels.setdefault(skill, 0):
-            return False
+        if level != self._level(skill):
+            return None
         window = self._windows.setdefault(skill, deque(maxlen=self.config.window))
         window.append(score)
-        is_mastered = len(window) == self.config.window and sum(window) / len(window) >= self.config.threshold
-        if not is_mastered or level + 1 >= self._task.num_levels(skill):
-            return False
-        self._levels[skill] = level + 1
+        if len(window) < self.config.window:
+            return None
+        mean = sum(window) / len(window)
+        last = self._task.num_levels(skill) - 1
+        highest = last if self.config.highest is None else min(self.config.highest, last)
+        if mean >= self.config.threshold:
+            after = min(level + 1, highest)
+        else:
+            after = max(level - (mean < self.config.lower), self.config.first)
+        if after == level:
+            return None
+        self._levels[skill] = after
         window.clear()
-        return True
+        return LevelChange(skill, level, after, mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Levels and windows as plain data."""
@@ -144,3 +177,11 @@ class Curriculum:
         self._windows = {
             str(skill): deque(window, maxlen=self.config.window) for skill, window in state["windows"].items()
         }
+
+    def _level(self, skill: str) -> int:
+        if skill not in self._levels:
+            last = self._task.num_levels(skill) - 1
+            if self.config.first > last:
+                raise ConfigError(f"first={self.config.first}: the levels of {skill} are 0 to {last}")
+            self._levels[skill] = self.config.first
+        return self._levels[skill]

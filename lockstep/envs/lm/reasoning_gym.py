@@ -61,9 +61,12 @@ class ReasoningGymConfig:
     generator: str
     """Its name, such as `chain_sum`; `generators()` lists them."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Its difficulty, such as `{"min_terms": 2, "max_terms": 3}`. Holds at every level."""
+    """Its difficulty, such as `{"min_terms": 2, "max_terms": 3}`. Holds at every level, but for `attributes`."""
     has_levels: bool = False
-    """Take difficulty from the generator's own curriculum; `options` still go first."""
+    """Take difficulty from the generator's own curriculum, as far as the generator accepts its levels."""
+    attributes: tuple[str, ...] = ()
+    """Attributes of that curriculum that rise with the level, whatever `options` say of them; the others stay at their
+    first. None named: all that `options` do not fix."""
     seed: int = 0
     """Of the problems: each takes its own from this one."""
     split: Literal["train", "held_out"] = "train"
@@ -105,7 +108,9 @@ class ReasoningGymTask(LevelledTask):
             raise ConfigError("split='held_out' with held_out_share=0 holds no question; give it a share above 0")
         if config.form == "plain" and "{question}" not in config.template:
             raise ConfigError(f"template={config.template!r} has no place for {{question}}")
-        self._levels = _num_levels(config.generator) if config.has_levels else 1
+        if config.attributes and not config.has_levels:
+            raise ConfigError(f"attributes={config.attributes} rise with the level; that needs has_levels=True")
+        self._levels = _num_levels(config) if config.has_levels else 1
         self._dataset = lru_cache(maxsize=8)(self._build)
         self._dataset(0, 0)
 
@@ -201,9 +206,7 @@ class ReasoningGymTask(LevelledTask):
             placed = {"seed": (first + chunk * size) % _SEED_LIMIT, "size": size}
         else:
             placed = {"seed": first}
-        dataset = build_dataset(
-            self.config.generator, self.config.options, level if self.config.has_levels else None, placed
-        )
+        dataset = build_dataset(self.config, level, placed)
         if self.name not in _SIZES:
             dataset.size = _ENDLESS  # word_ladder looks at it, and takes no large one in its options
         return dataset
@@ -228,32 +231,72 @@ def generators() -> list[str]:
     return sorted(set(_factory().DATASETS) - {"composite"})
 
 
-def build_dataset(name: str, options: Mapping[str, Any], level: int | None, placed: Mapping[str, Any]) -> Any:
+def build_dataset(config: ReasoningGymConfig, level: int, placed: Mapping[str, Any]) -> Any:
     """A generator's data set.
 
     Args:
-        options: the user's.
-        level: of its curriculum; None for the generator's defaults.
+        level: of its curriculum, where that is asked for.
         placed: seed and size.
 
     Raises:
         ConfigError: an unknown name or option, or a value that the generator refuses.
     """
-    dataset, config = _generator(name)
-    known = {item.name for item in dataclasses.fields(config)} - {"seed", "size"}
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"{name}: {unknown_name('option', option, known)}")
-    values = dict(options)
-    if level is not None:
-        curriculum = _curriculum(name)
-        curriculum.set_global_level(level)
-        levelled = curriculum.generate_configuration()
-        values = {item.name: levelled.__dict__[item.name] for item in dataclasses.fields(config)} | values
+    dataset, kind = _generator(config.generator)
     try:
-        return dataset(config=config(**{**values, **placed}))  # which validates
+        return dataset(config=kind(**{**_difficulty(config, level), **placed}))  # which validates
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"{name} refuses options {dict(options)} (level {level}): {error}") from error
+        raise _refused(config, level, error) from error
+
+
+def _difficulty(config: ReasoningGymConfig, level: int) -> dict[str, Any]:
+    """Values of the generator's own config."""
+    name, options = config.generator, dict(config.options)
+    fields = [item.name for item in dataclasses.fields(_generator(name)[1])]
+    for option in options:
+        if option not in fields or option in ("seed", "size"):
+            raise ConfigError(f"{name}: {unknown_name('option', option, set(fields) - {'seed', 'size'})}")
+    if not config.has_levels:
+        return options
+    curriculum = _curriculum(name)
+    for attribute, steps in _rising(config).items():
+        curriculum.set_attr_level(attribute, min(level, steps - 1))
+    levelled = curriculum.generate_configuration()
+    taken = {field for attribute in config.attributes for field in _fields(curriculum.attributes[attribute])}
+    kept = {option: value for option, value in options.items() if option not in taken}
+    return {field: levelled.__dict__[field] for field in fields} | kept
+
+
+def _rising(config: ReasoningGymConfig) -> dict[str, int]:
+    """Attributes of the curriculum that rise, and how many levels each has."""
+    known = _curriculum(config.generator).attributes
+    for name in config.attributes:
+        if name not in known:
+            raise ConfigError(f"{config.generator}: {unknown_name('attribute of its curriculum', name, known)}")
+    free = [name for name, entry in known.items() if not set(_fields(entry)) & set(config.options)]
+    return {name: len(known[name].levels) for name in config.attributes or free}
+
+
+def _fields(attribute: Any) -> list[str]:
+    """Fields of the generator's config that an attribute sets: one, or the ends of a range."""
+    names = ("field_name", "lower_field_name", "upper_field_name")
+    return [attribute.__dict__[name] for name in names if name in attribute.__dict__]
+
+
+def _num_levels(config: ReasoningGymConfig) -> int:
+    """Levels up to the first that the generator refuses: some curricula of reasoning-gym 0.1.25 go further than that."""
+    kind, num = _generator(config.generator)[1], max(_rising(config).values(), default=1)
+    validate = kind.__dict__.get("validate", lambda made: None)  # two generators refuse nothing
+    for level in range(1, num):
+        try:
+            validate(kind(**_difficulty(config, level)))
+        except (AssertionError, ValueError, TypeError):
+            return level
+    return num
+
+
+def _refused(config: ReasoningGymConfig, level: int, error: Exception) -> ConfigError:
+    of = f" at level {level}" if config.has_levels else ""
+    return ConfigError(f"{config.generator} refuses options {dict(config.options)}{of}: {error}")
 
 
 def _generator(name: str) -> tuple[Any, Any]:
@@ -268,10 +311,6 @@ def _curriculum(name: str) -> Any:
     if not _factory().has_curriculum(name):
         raise ConfigError(f"{name} has no curriculum; use has_levels=False and options")
     return _factory().create_curriculum(name)
-
-
-def _num_levels(name: str) -> int:
-    return max((len(attribute.levels) for attribute in _curriculum(name).attributes.values()), default=1)
 
 
 def _factory() -> Any:

@@ -20,6 +20,11 @@ class StrictTask(Task):
         self._task = task
 
     @property
+    def inner(self) -> Task:
+        """The task with its partial credit."""
+        return self._task
+
+    @property
     def name(self) -> str:
         return self._task.name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lockstep.core.errors import ConfigError
+from lockstep.envs.lm.make import levelled
 from lockstep.envs.lm.verify import VerifierPool
 from lockstep.layers.low_rank import Adapter
 from lockstep.learn.session import Scores
@@ -26,6 +28,8 @@ class EvaluationConfig:
     """0 takes the most probable token."""
     greedy: bool = True
     """Where the temperature is above 0, answer each problem by the most probable tokens too: metric "greedy"."""
+    level: int = 0
+    """Of the held-out problems, where the task has levels; it stays as it is while those of training change."""
 
 
 def evaluate(
@@ -46,10 +50,17 @@ def evaluate(
         rollout: limits of tokens and turns.
         adapter: that answers go through.
 
+    Raises:
+        ConfigError: a level of a task without levels.
+
     Returns:
         (a score a problem, what the model wrote at the temperature).
     """
-    problems = first_problems(task, config.problems)
+    if config.level and levelled(task) is None:
+        raise ConfigError(
+            f"level={config.level} of task {task.name}, which has no levels; leave it 0, or give task.levels"
+        )
+    problems = first_problems(task, config.problems, config.level)
 
     def answer(samples: int, temperature: float) -> list[Group]:
         limits = replace(rollout, group_size=samples, temperature=temperature, top_p=1.0, top_k=0, min_p=0.0)
@@ -60,6 +71,8 @@ def evaluate(
     lengths = [one.num_sampled for group in groups for one in group.trajectories]
     failures = sum(one.score is None or not one.score.is_scored for group in groups for one in group.trajectories)
     extra = {"verifier_failures": float(failures), "length": sum(lengths) / len(lengths)}
+    if levelled(task) is not None:
+        extra["level"] = float(config.level)
     if config.greedy and config.temperature > 0.0:
         greedy = _means(answer(1, 0.0))
         extra["greedy"] = sum(greedy) / len(greedy)

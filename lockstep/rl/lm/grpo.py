@@ -25,6 +25,7 @@ from lockstep.learn.model import ModelConfig
 from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
+from lockstep.rl.lm.course import Course, told
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
 from lockstep.rl.lm.problems import ProblemSource, reading
 from lockstep.rl.lm.report import readable, rollout_metrics
@@ -94,7 +95,8 @@ def train(config: GRPOConfig, session: Session) -> Result:
         kernels.set_num_threads(config.run.threads)
     folder = session.directory.path / "tokenizer" if session.directory else None
     task, held_out = make_tasks(config.task)
-    source = ProblemSource(task, session.seed)
+    source = ProblemSource(task, session.seed, config.task.curriculum.first if config.task.levels else 0)
+    course = Course(task, config.task, source, config.rollout.groups, config.staleness)
     texts = (reading(source.training(number)) for number in range(TOKENIZER_PROBLEMS))
     teacher = config.teacher.open()
     made = build_student(config.model, texts, session.seed, folder, teacher)
@@ -116,8 +118,9 @@ def train(config: GRPOConfig, session: Session) -> Result:
         made, config.rollout, adapter, config.adapter, threads=config.run.threads, on_event=session.event
     )
     with VerifierPool(config.verifier) as verifier, sampler as (engine, publisher):
-        rollouts = Rollouts(engine, task, source.training, verifier, config.rollout, session.seed)
+        rollouts = Rollouts(engine, task, course.problem, verifier, config.rollout, session.seed)
         parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
+        parts["course"] = course if course.has_levels else None
         session.begin({name: part for name, part in parts.items() if part is not None})
         publisher.publish(session.step)
         first_digest = publisher.current.digest
@@ -139,6 +142,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
             while session.running:
                 groups, stats = collector.take(session.step)
                 behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)
+                changes = course.observe(session.step, groups)
                 given = reference_examples(tokenizer, source, session.step, config.teacher.references)
                 batch = make_batch(groups, config.learn, config.rollout, session.step, given)
                 update = Update(learner, batch, config.learn, reference, teacher)
@@ -146,9 +150,12 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 collector.published(session.step + 1, [update.finish, publisher.publish_next])
                 session.advance(
                     rollout_metrics(groups, stats, verifier)
+                    | course.metrics(groups)
                     | update.metrics
                     | {"behind": behind, "publish_s": publisher.seconds}
                 )
+                for change in changes:
+                    session.event(*told(change))
                 session.log_samples(readable(groups[0], batch.advantages, update.mismatch))
                 if session.evaluation_due:
                     session.record(evaluated(learner, ask))

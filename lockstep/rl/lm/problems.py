@@ -9,7 +9,7 @@ import zlib
 
 from lockstep.core.errors import InputError
 from lockstep.core.trajectory import Problem
-from lockstep.envs.lm.task import EpisodeTask, Task
+from lockstep.envs.lm.task import EpisodeTask, Task, level_index
 
 AnyTask = Task | EpisodeTask
 
@@ -24,10 +24,11 @@ class ProblemSource:
         task: where they come from. A finite one is walked in an order shuffled anew in each pass; of an endless one each
             seed walks a stretch of its own.
         seed: of the run.
+        level: of its problems, where it has levels.
     """
 
-    def __init__(self, task: AnyTask, seed: int) -> None:
-        self._task, self._seed = task, seed
+    def __init__(self, task: AnyTask, seed: int, level: int = 0) -> None:
+        self._task, self._seed, self._level = task, seed, level
 
     def index(self, group: int) -> int:
         """Index of the problem of a group."""
@@ -39,18 +40,22 @@ class ProblemSource:
 
     def training(self, group: int) -> Problem:
         """The problem of a group."""
-        return self._task.problem(self.index(group))
+        return self._task.problem(level_index(self._level, self.index(group)))
 
 
-def first_problems(task: AnyTask, num: int) -> list[Problem]:
+def first_problems(task: AnyTask, num: int, level: int = 0) -> list[Problem]:
     """The first `num` different problems of a task, the same for every run: what evaluations are on.
 
+    Args:
+        level: of them, where the task has levels.
+
     Raises:
-        InputError: the task has none.
+        InputError: the task has none, or no such level.
     """
     found: dict[str, Problem] = {}
     end = task.num_problems
-    for index in range(4 * num if end is None else end):
+    first = level_index(level, 0)
+    for index in range(first, first + (4 * num if end is None else end)):
         problem = task.problem(index)
         found.setdefault(text_of(problem), problem)
         if len(found) == num:

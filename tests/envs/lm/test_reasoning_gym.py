@@ -137,7 +137,7 @@ def test_levels_rise_when_mastered_and_survive_a_restart() -> None:
         index = curriculum.index(position)
         problem = mixture.problem(index)
         assert mixture.score(problem, problem.answer).value == 1
-        ups += curriculum.observe(index, float(mixture.skill(position) == "chain_sum"))
+        ups += curriculum.observe(index, float(mixture.skill(position) == "chain_sum")) is not None
         if position == 100:
             state = json.loads(json.dumps(curriculum.state_dict()))
             curriculum = Curriculum(mixture, CurriculumConfig(window=4, threshold=0.75))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from lockstep.core.trajectory import Problem, Score
-from lockstep.envs.lm.task import Task
+from lockstep.envs.lm.task import LevelledTask, Task, split_index
 
 
 class Digits(Task):
@@ -45,3 +45,31 @@ class Sleepy(Digits):
         if problem.index % 3 == 0:
             time.sleep(3600)
         return Score.of(float(len(text) % 2))
+
+
+class Ladder(LevelledTask):
+    """Every answer is right at levels 0 and 1, and none at levels 2 and 3."""
+
+    def __init__(self, split: str = "train", seed: int = 0) -> None:
+        pass
+
+    @property
+    def name(self) -> str:
+        return "ladder"
+
+    @property
+    def num_problems(self) -> int | None:
+        return None
+
+    def skill(self, position: int) -> str:
+        return "climbing"
+
+    def num_levels(self, skill: str) -> int:
+        return 4
+
+    def problem(self, index: int) -> Problem:
+        level, position = split_index(index)
+        return Problem(index=index, prompt=f"climb {level} {position % 9}:", answer="1")
+
+    def score(self, problem: Problem, text: str) -> Score:
+        return Score.of(float(split_index(problem.index)[0] < 2))
