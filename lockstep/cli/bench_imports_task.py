@@ -1,7 +1,7 @@
-"""A task of any shape, for networks that came without their environment: point at the largest of the first columns.
+"""A task of any shape, for networks that came without their environment: point at the column that stands out.
 
-Discrete: choose the column that is largest. Continuous: give the first columns themselves. In images a column is a channel's
-brightness. Eight steps an episode.
+Discrete: one of the columns that have an action (of an image's channels: of the first two, by brightness) is high and the
+others low; choose it. Continuous: give the first columns themselves. Eight steps an episode, each a draw of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Pointing(gymnasium.Env[Any, Any]):
 
     >>> env = Pointing(columns=3, actions=2)
     >>> obs, _ = env.reset(seed=0)
-    >>> env.step(int(obs[:2].argmax()))[1]
-    1.0
+    >>> env.step(int(obs[:2].argmax()))[1], sorted(set(obs.tolist()))
+    (1.0, [-1.0, 1.0])
     """
 
     def __init__(self, *, columns: int, actions: int, continuous: bool = False, image: bool = False) -> None:
@@ -43,12 +43,17 @@ class Pointing(gymnasium.Env[Any, Any]):
         return self._draw(), {}
 
     def _draw(self) -> Any:
-        if not self.image:
-            self.columns = self.np_random.normal(size=self.observation_space.shape).astype(np.float32)
-            return self.columns
         assert self.observation_space.shape is not None
-        self.columns = self.np_random.uniform(0.0, 1.0, self.observation_space.shape[2])
-        return np.broadcast_to((255 * self.columns).astype(np.uint8), self.observation_space.shape).copy()
+        num = self.observation_space.shape[-1]
+        if self.continuous:
+            self.columns = self.np_random.normal(size=num).astype(np.float32)
+        else:
+            self.columns = np.full(num, -1.0, np.float32)
+            self.columns[self.np_random.integers(min(num, self.actions, 2 if self.image else num))] = 1.0
+        if not self.image:
+            return self.columns
+        bright = (32 + 192 * (self.columns > 0)).astype(np.uint8)
+        return np.broadcast_to(bright, self.observation_space.shape).copy()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         shown = self.columns[: self.actions]

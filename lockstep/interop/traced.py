@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node as TracedNode
 
 from lockstep.core.errors import FormatError
+from lockstep.interop.loops import OPERATOR, Body, recording
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About, Dim
 from lockstep.models.graph.module import GraphModule
@@ -42,6 +43,20 @@ class _Positional(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         out = self.module(*inputs)
         return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+class _Step(nn.Module):
+    """A loop's body as a function of its states, slices and tensors from outside."""
+
+    def __init__(self, body: Body, num_states: int, num_scanned: int) -> None:
+        super().__init__()
+        self.body, self.num_states, self.num_scanned = body, num_states, num_scanned
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        cut = self.num_states + self.num_scanned
+        given = (inputs[: self.num_states], inputs[self.num_states : cut], inputs[cut:])
+        ends, results = self.body(*(list(part) for part in given))
+        return (*ends, *results)
 
 
 def trace(
@@ -72,13 +87,16 @@ def trace(
     examples = tuple(torch.zeros(*(_size(dim, sizes) for dim in shape)) for shape in inputs.values())
     auto = torch.export.Dim.AUTO
     dynamic = tuple({i: auto for i, dim in enumerate(shape) if isinstance(dim, str)} for shape in inputs.values())
+    with recording() as bodies:
+        program = _exported(_Positional(module.eval()), examples, {"inputs": dynamic}, path)
+        return from_program(program, inputs, output_names, about=about, path=path, original=original, bodies=bodies)
+
+
+def _exported(module: nn.Module, examples: tuple[Tensor, ...], dynamic: Any, path: str) -> torch.export.ExportedProgram:
     try:
-        program = torch.export.export(
-            _Positional(module.eval()), examples, dynamic_shapes={"inputs": dynamic}, strict=False
-        )
+        return torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # the tracer's errors have no common root
         raise FormatError(f"cannot be traced as a graph: {str(error).splitlines()[0][:300]}", path=path) from error
-    return from_program(program, inputs, output_names, about=about, path=path, original=original)
 
 
 def from_program(
@@ -90,25 +108,23 @@ def from_program(
     path: str,
     original: Mapping[str, bytes] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    bodies: Sequence[Body] = (),
 ) -> GraphModule:
-    """A traced program as a graph; see `trace`. Without `output_names` the outputs are called output, output_1, ...
+    """A traced program as a graph; see `trace`. Without `output_names` the outputs are called output, output_1, ...; `bodies`
+    are those of the loops that it kept.
 
     Raises:
         FormatError: it uses an operator that graphs do not have.
     """
     builder = GraphBuilder()
-    values = _Values(builder, program, path)
+    values = _Values(builder, program, path, bodies)
     for name, shape in inputs.items():
         builder.input(name, shape=shape, dtype=(dtypes or {}).get(name, "float32"))
     values.place_inputs(list(inputs))
-    for node in program.graph_module.graph.nodes:
-        if node.op == "call_function":
-            values.add(node)
-        elif node.op == "output":
-            results = list(node.args[0])
-            names = output_names or ["output", *(f"output_{i}" for i in range(1, len(results)))][: len(results)]
-            for result, name in zip(results, names, strict=True):
-                builder.output(values.name(result), name)
+    results = values.walk()
+    names = output_names or ["output", *(f"output_{i}" for i in range(1, len(results)))][: len(results)]
+    for result, name in zip(results, names, strict=True):
+        builder.output(result, name)
     return builder.build(about=about, original=original)
 
 
@@ -139,11 +155,24 @@ def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
 class _Values:
     """Names of traced values in the graph that is being built."""
 
-    def __init__(self, builder: GraphBuilder, program: torch.export.ExportedProgram, path: str) -> None:
+    def __init__(
+        self, builder: GraphBuilder, program: torch.export.ExportedProgram, path: str, bodies: Sequence[Body] = ()
+    ) -> None:
         self.builder = builder
         self.program = program
         self.path = path
+        self.bodies = bodies
         self.names: dict[str, str] = {}
+
+    def walk(self) -> list[str]:
+        """Add every call; the names of the results."""
+        results: list[str] = []
+        for node in self.program.graph_module.graph.nodes:
+            if node.op == "call_function":
+                self.add(node)
+            elif node.op == "output":
+                results = [self.name(result) for result in node.args[0]]
+        return results
 
     def place_inputs(self, names: list[str]) -> None:
         """Match placeholders with inputs, weights and constants."""
@@ -181,6 +210,9 @@ class _Values:
         word = _INTEGERS.get(target) or str(target)
         if any(check in word for check in _CHECKS):
             return
+        if word == OPERATOR:
+            self._add_loop(node)
+            return
         if word not in OPS:
             raise FormatError(
                 "has no form in a graph; load the file with its framework's own reader", path=self.path, op=word
@@ -189,6 +221,39 @@ class _Values:
         call = json.dumps([self._encode(list(node.args), inputs), self._encode(dict(node.kwargs), inputs)])
         outputs = self._outputs(node)
         self.builder.node(word, inputs, outputs=outputs, name=node.name, call=call)
+        self.names[node.name] = outputs[0]
+
+    def _add_loop(self, node: TracedNode) -> None:
+        """A Scan. Its body is traced from the shapes that the loop met; weights it sees by their names outside."""
+        arguments: Any = node.args
+        states, scanned, outer, index = arguments
+        given: list[Any] = [*states, *scanned, *outer]
+        num_states, num_scanned = len(states), len(scanned)
+        examples, dynamic = [], []
+        for place, value in enumerate(given):
+            is_scanned = num_states <= place < num_states + num_scanned
+            shape = value.meta["val"].shape[1 if is_scanned else 0 :]
+            free = [isinstance(size, torch.SymInt) for size in shape]
+            dtype = value.meta["val"].dtype
+            examples.append(
+                torch.zeros([s.node.hint if f else s for s, f in zip(shape, free, strict=True)], dtype=dtype)
+            )
+            dynamic.append({i: torch.export.Dim.AUTO for i, is_free in enumerate(free) if is_free})
+        step = _Step(self.bodies[index], num_states, num_scanned)
+        program = _exported(step, tuple(examples), {"inputs": tuple(dynamic)}, self.path)
+        inner = self.builder.body()
+        ports = [
+            inner.input(inner.fresh("slice" if i >= num_states else "state")) for i in range(len(given) - len(outer))
+        ]
+        values = _Values(inner, program, self.path, self.bodies)
+        values.place_inputs([*ports, *(self.name(value) for value in outer)])
+        for result in values.walk():
+            inner.output(result)
+        outputs = self._outputs(node)
+        inputs = [self.name(value) for value in given[: num_states + num_scanned]]
+        self.builder.node(
+            "Scan", inputs, outputs=outputs, name=node.name, body=inner.graph(), num_scan_inputs=num_scanned
+        )
         self.names[node.name] = outputs[0]
 
     def _outputs(self, node: TracedNode) -> list[str]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lockstep.api import policy_from
 from lockstep.core.errors import FormatError
+from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.readers import format_of, load
 from lockstep.models.graph.folder import load_graph, save_graph
 
@@ -23,6 +25,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, dict[str, str], int]] = {
     "mxnet/gru-symbol.json": ("x", ("y0", "y1"), 1, {}, 8),
     "cntk/mlp.model": ("x", ("y0", "y1"), 0, {}, 10),
     "cntk/cnn.model": ("x", ("y0", "y1"), 0, {}, 12),
+    "cntk/gru.model": ("x", ("y0", "y1"), 0, {}, 8),
 }
 
 
@@ -60,14 +63,33 @@ def test_a_recurrence_keeps_its_free_length() -> None:
     assert np.abs(value.detach().numpy() - stored["y0"][:2]).max() <= 1e-5
 
 
-def test_what_a_graph_cannot_hold_is_named(tmp_path: Path) -> None:
-    for name, message in (
-        ("caffe/lstm.prototxt", r"layer 'lstm' \(LSTM\): is recurrent; .* interop.caffe.load_caffe"),
-        ("cntk/gru.model", r"reads sequences; .* interop.cntk.load_cntk"),
-        ("mxnet/cnn-symbol.json", "does not tell the shape of input 'data'; give shapes='data=4,84,84'"),
-    ):
-        with pytest.raises(FormatError, match=message):
-            load(FILES / name)
+@pytest.mark.parametrize("name", ["caffe/lstm.prototxt", "cntk/lstm.model"])
+def test_a_loop_of_an_old_framework_is_one_scan_of_free_length_that_a_policy_steps_through(name: str) -> None:
+    """The stored outputs whole, cut short, and with the state carried from step to step."""
+    stored = np.load(FILES / f"{name.split('.')[0]}_io.npz")
+    module = load(FILES / name)
+    assert [node.op for node in module.graph.walk()].count("Scan") == 1
+    axis = 0 if name.startswith("caffe") else 1
+    names, keys = (("obs", "cont"), ("logits", "value")) if name.startswith("caffe") else (("x",), ("y0", "y1"))
+    for num in (1, 3, 5):
+        outs = module(*(torch.from_numpy(np.take(stored[key], range(num), axis)) for key in names))
+        for got, key in zip(outs, keys, strict=True):
+            expected = np.take(stored[key], range(num), axis)
+            assert np.abs(got.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+    policy = policy_from(module, BoxSpace((8,), "float32"), DiscreteSpace(4), outputs="logits")
+    assert policy.is_recurrent
+    state = policy.initial_state(3)
+    x = np.moveaxis(stored[names[0]], axis, 0)
+    starts = stored["cont"] == 0 if "cont" in names else np.arange(5)[:, None].repeat(3, 1) == 0
+    for t in range(5):
+        params, _, state = policy(torch.from_numpy(x[t]), state, torch.from_numpy(starts[t]))[:3]
+        expected = np.moveaxis(stored[keys[0]], axis, 0)[t]
+        assert np.abs(params.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_what_a_graph_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="does not tell the shape of input 'data'; give shapes='data=4,84,84'"):
+        load(FILES / "mxnet" / "cnn-symbol.json")
     (tmp_path / "a.prototxt").write_text("")
     with pytest.raises(FormatError, match=r"its companion .*a.caffemodel does not exist; give it with weights="):
         load(tmp_path / "a.prototxt")

@@ -19,7 +19,7 @@ def read_caffe(path: Path, *, weights: str | Path = "", prototxt: str | Path = "
         weights, prototxt: the other file, where it is called otherwise.
 
     Raises:
-        FormatError: a file is missing, damaged or not known; or the network is recurrent, which only `load_caffe` runs.
+        FormatError: a file is missing, damaged or not known.
     """
     path = Path(path)
     stem = path.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".prototxt")
@@ -34,11 +34,11 @@ def read_caffe(path: Path, *, weights: str | Path = "", prototxt: str | Path = "
             raise FormatError(f"its companion {file} does not exist; give it with {option}=", path=str(path))
     net = load_caffe(description, blobs)
     recurrent = [step.spec for step in net.steps if step.spec.type in ("LSTM", "RNN")]
-    if recurrent:
-        raise recurrent[0].fail(
-            "is recurrent; a graph would fix the number of steps. Load it with interop.caffe.load_caffe"
-        )
-    shapes: dict[str, tuple[Dim, ...]] = {name: ("batch", *shape[1:]) for name, shape in net.input_shapes.items()}
+    markers = {spec.bottoms[1] for spec in recurrent} & set(net.input_names)
+    shapes: dict[str, tuple[Dim, ...]] = {
+        name: ("steps", "batch", *shape[2:]) if recurrent and len(shape) > 1 else ("batch", *shape[1:])
+        for name, shape in net.input_shapes.items()
+    }
     scales = {word: settings["scale"] for word, settings in net.preprocessing.items() if "scale" in settings}
     about = About(
         format="caffe",
@@ -46,6 +46,8 @@ def read_caffe(path: Path, *, weights: str | Path = "", prototxt: str | Path = "
         layout="NCHW" if any(len(shape) == 4 for shape in shapes.values()) else "",
         scale=float(next(iter(scales.values()))) if len(scales) == 1 else 1.0,
         mean=_mean(net.preprocessing),
+        time_axis=0 if recurrent else None,
+        marker=next(iter(markers)) if len(markers) == 1 else "",
         notes={
             f"{name}.{key}": value for name, settings in net.preprocessing.items() for key, value in settings.items()
         },

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lockstep.interop.caffe.layers import Source
 from lockstep.interop.caffe.ops import Shapes
 from lockstep.interop.caffe.reader import LayerSpec
+from lockstep.interop.loops import loop
 
 
 class _Bottoms:
@@ -47,6 +48,21 @@ class _Bottoms:
         return static, [state.reshape(x_TMK.shape[1], self.num) for state in states]
 
 
+def _lstm_step(states: list[Tensor], slices: list[Tensor], outer: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    (h, c), (inputs, cont_M), (hidden_weight,) = states, slices, outer
+    keep = cont_M[:, None]
+    i, f, o, g = (inputs + F.linear(h * keep, hidden_weight)).chunk(4, 1)
+    c = keep * torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return [h, c], [h]
+
+
+def _rnn_step(states: list[Tensor], slices: list[Tensor], outer: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    (inputs, cont_M), (hidden_weight,) = slices, outer
+    h = torch.tanh(inputs + F.linear(states[0] * cont_M[:, None], hidden_weight))
+    return [h], [h]
+
+
 class LSTM(nn.Module):
     """Gates in the order i, f, o, g (LRCN, Donahue et al. 2015): the cell is kept where `cont` is 1."""
 
@@ -74,15 +90,7 @@ class LSTM(nn.Module):
         inputs = F.linear(x_TMK, self.input_weight, self.bias)
         if static is not None and self.static_weight is not None:
             inputs = inputs + F.linear(static.flatten(1), self.static_weight)
-        steps = []
-        for step in range(x.shape[0]):
-            keep = cont_TM[step, :, None]
-            gates = inputs[step] + F.linear(h * keep, self.hidden_weight)
-            i, f, o, g = gates.chunk(4, 1)
-            c = keep * torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            steps.append(h)
-        h_TMH = torch.stack(steps)
+        (h, c), (h_TMH,) = loop(_lstm_step, [h, c], [inputs, cont_TM], [self.hidden_weight])
         return (h_TMH, h[None], c[None]) if self.bottoms.num_states else h_TMH
 
 
@@ -116,9 +124,6 @@ class RNN(nn.Module):
         inputs = F.linear(x_TMK, self.input_weight, self.bias)
         if static is not None and self.static_weight is not None:
             inputs = inputs + F.linear(static.flatten(1), self.static_weight)
-        steps = []
-        for step in range(x.shape[0]):
-            h = torch.tanh(inputs[step] + F.linear(h * cont_TM[step, :, None], self.hidden_weight))
-            steps.append(h)
-        out = torch.tanh(F.linear(torch.stack(steps), self.out_weight, self.out_bias))
+        (h,), (h_TMH,) = loop(_rnn_step, [h], [inputs, cont_TM], [self.hidden_weight])
+        out = torch.tanh(F.linear(h_TMH, self.out_weight, self.out_bias))
         return (out, h[None]) if self.bottoms.num_states else out

@@ -24,6 +24,7 @@ from lockstep.interop.cntk.reader import (
     read_model,
 )
 from lockstep.interop.cntk.values import Value, from_sequences, to_sequences
+from lockstep.interop.loops import is_recording, loop
 
 Given = Tensor | Sequence[Tensor] | PackedSequence
 _HARMLESS = frozenset(
@@ -104,6 +105,8 @@ class CNTKNetwork(nn.Module):
             if part.direction == 0:
                 function = part.functions[0]
                 values[function.uid, 0] = self._call(function, values)
+            elif is_recording():
+                self._record(part, values)
             else:
                 self._recur(part, values)
         outputs = []
@@ -170,6 +173,53 @@ class CNTKNetwork(nn.Module):
             static = torch.broadcast_shapes(*(value.static for value in ordered))
             rows = [value.tensor.expand(num_rows, *static) for value in ordered]
             values[uid, 0] = Value(torch.stack(rows, 1), 2, lengths)
+
+    def _record(self, part: Part, values: dict[Reference, Value]) -> None:
+        """The same recurrence as one loop of a trace: delayed values are its states, all rows have the same length."""
+        inside = {function.uid for function in part.functions}
+        delays = [function for function in part.functions if function.op in (PAST, FUTURE)]
+        others = [function for function in part.functions if function.op not in (PAST, FUTURE)]
+        refs = dict.fromkeys(ref for function in part.functions for ref in self.program.inputs[function.uid])
+        known = {ref: values[ref].dense() for ref in refs if ref[0] not in inside}
+        scanned = {ref: value for ref, value in known.items() if value.num_dynamic == 2}
+        outer = {ref: value for ref, value in known.items() if ref not in scanned}
+        if not scanned or any(value.lengths is not None for value in scanned.values()):
+            raise InputError(f"{self.path}: a recurrence without sequences of one length", field="inputs")
+        num_rows = next(iter(scanned.values())).tensor.shape[0]
+        states = []
+        for function in delays:
+            initial = outer[self.program.inputs[function.uid][1]]
+            static = torch.broadcast_shapes(initial.static, self._declared(function))
+            front = initial.tensor.shape[:1] if initial.num_dynamic else (num_rows,)
+            states += [initial.tensor.expand(*front, *static).contiguous()] * _offset(function)
+        read = {ref for uid, refs in self.program.inputs.items() if uid not in inside for ref in refs}
+        wanted = [f for f in part.functions if (f.uid, 0) in read or (f.uid, 0) in self.program.outputs]
+
+        def step(states: list[Tensor], slices: list[Tensor], given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            now = {ref: Value(x, 1) for ref, x in zip(scanned, slices, strict=True)}
+            now |= {ref: Value(x, value.num_dynamic) for (ref, value), x in zip(outer.items(), given, strict=True)}
+            later, at = [], 0
+            for function in delays:
+                now[function.uid, 0] = Value(states[at], 1)
+                at += _offset(function)
+            for function in others:
+                now[function.uid, 0] = self._call(function, now).dense()
+            at = 0
+            for function in delays:
+                end = at + _offset(function)
+                newest = now[self.program.inputs[function.uid][0]].tensor.expand(*states[at].shape)
+                later += [*states[at + 1 : end], newest]
+                at = end
+            rows = states[0].shape[0]
+            return later, [now[f.uid, 0].tensor.expand(rows, *now[f.uid, 0].static).clone() for f in wanted]
+
+        # The first axis of a loop is the steps, in the order of time that the delay looks along.
+        turned = [value.tensor.transpose(0, 1) for value in scanned.values()]
+        turned = turned if part.direction > 0 else [x.flip(0) for x in turned]
+        _, results = loop(step, states, turned, [value.tensor for value in outer.values()])
+        for function, result in zip(wanted, results, strict=True):
+            ordered = result if part.direction > 0 else result.flip(0)
+            values[function.uid, 0] = Value(ordered.transpose(0, 1), 2)
 
     def _declared(self, function: Function) -> tuple[int, ...]:
         """The static shape that the file gives a delayed operand, where it does."""

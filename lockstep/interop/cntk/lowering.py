@@ -11,20 +11,16 @@ from lockstep.models.graph.module import GraphModule
 
 
 def read_cntk(path: Path) -> GraphModule:
-    """Read a `.model` or `.dnn`.
+    """Read a `.model` or `.dnn`. In a graph the sequences of a batch are of one length; `load_cntk` also takes ragged ones.
 
     Raises:
-        FormatError: it is missing, damaged or not known; or the model reads sequences, which only `load_cntk` runs with their
-            own lengths.
+        FormatError: it is missing, damaged or not known.
     """
     net = load_cntk(path)
-    loops = [part for part in net.program.parts if part.direction]
-    if loops or net.sequence_inputs:
-        function = (loops or net.program.parts)[0].functions[0]
-        raise function.fail(
-            "reads sequences; a graph would fix the number of steps. Load it with interop.cntk.load_cntk"
-        )
-    shapes: dict[str, tuple[Dim, ...]] = {name: ("batch", *shape) for name, shape in net.input_shapes.items()}
+    shapes: dict[str, tuple[Dim, ...]] = {
+        name: ("batch", "steps", *shape) if name in net.sequence_inputs else ("batch", *shape)
+        for name, shape in net.input_shapes.items()
+    }
     layout = "NCHW" if any(len(shape) == 4 for shape in shapes.values()) else ""
     about = About(format="cntk", layout=layout)  # type: ignore[arg-type]
     return trace(net, shapes, net.output_names, about=about, path=str(path))

@@ -20,7 +20,7 @@ from lockstep.models.control.networks import Encoder
 from lockstep.models.control.preprocess import VECTOR, Features
 from lockstep.models.control.spec import HeadKind, ImportedNetwork, NetworkConfig
 from lockstep.models.graph.folder import is_graph_folder, load_graph
-from lockstep.models.graph.graph import Graph, Node, Port
+from lockstep.models.graph.graph import Graph, Node, Port, TensorValue
 from lockstep.models.graph.module import GraphModule, dtype_of
 from lockstep.models.graph.states import STATE_PREFIX, Slot, carried
 
@@ -230,7 +230,7 @@ def imported_network(
     if not output and head in ("categorical", "q"):
         # A file that yields the best action itself: what it chose from is the policy.
         names += [node.inputs[0] for node in module.graph.nodes if node.op == "ArgMax" and node.inputs[0] not in names]
-    module = taken_over(with_outputs(module.graph, tuple(names)), module)
+    module = without_marker(taken_over(with_outputs(module.graph, tuple(names)), module))
     adapt = Adapter(module.graph, features, frame_stack)
     states: tuple[Slot, ...] = ()
     if adapt.is_sequence and frame_stack == 1:
@@ -300,6 +300,26 @@ def critic_of(imported: ImportedNetwork, body: MLP, encoder_size: int) -> Column
     if imported.value:
         return Columns(imported.size, imported.size + 1)
     return Columns(imported.size, encoder_size, body)
+
+
+def without_marker(module: GraphModule) -> GraphModule:
+    """The network with its marker of beginnings always 1: a policy clears states itself."""
+    graph = module.graph
+    if graph.about.marker not in [port.name for port in graph.inputs]:
+        return module
+    inputs = tuple(port for port in graph.inputs if port.name != graph.about.marker)
+    if len(inputs) != 1:
+        raise ConfigError(
+            f"beside its marker {graph.about.marker!r} the imported network reads {len(inputs)} inputs, not one"
+        )
+    ones = [
+        Node("Shape", (inputs[0].name,), ("marker.shape",), {"start": 0, "end": 2}),
+        Node(
+            "ConstantOfShape", ("marker.shape",), (graph.about.marker,), {"value": TensorValue("float32", (1,), (1.0,))}
+        ),
+    ]
+    about = replace(graph.about, marker="")
+    return taken_over(replace(graph, inputs=inputs, nodes=(*ones, *graph.nodes), about=about), module)
 
 
 def with_outputs(graph: Graph, names: tuple[str, ...]) -> Graph:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class GraphBuilder:
         self._nodes: list[Node] = []
         self._values: dict[str, torch.Tensor] = {}
         self._wishes: dict[str, bool] = {}
-        self._num_names = 0
+        self._numbers = itertools.count(1)
 
     def input(self, name: str, *, dtype: str = "float32", shape: Sequence[Dim] | None = None) -> str:
         """Declare an input (NumPy dtype; sizes are numbers, names of free ones, or None)."""
@@ -77,8 +78,17 @@ class GraphBuilder:
 
     def fresh(self, stem: str) -> str:
         """A name that no value has yet."""
-        self._num_names += 1
-        return f"{stem}#{self._num_names}"
+        return f"{stem}#{next(self._numbers)}"
+
+    def body(self) -> GraphBuilder:
+        """A builder of a body (of Scan, Loop, If): inputs, outputs and nodes of its own; tensors and fresh names are shared."""
+        inner = GraphBuilder()
+        inner._values, inner._wishes, inner._numbers = self._values, self._wishes, self._numbers
+        return inner
+
+    def graph(self) -> Graph:
+        """What a body's builder collected, as the attribute of its node."""
+        return Graph(inputs=tuple(self._inputs), outputs=tuple(self._outputs), nodes=tuple(self._nodes))
 
     def build(self, *, about: About | None = None, original: Mapping[str, bytes] | None = None) -> GraphModule:
         """The module. Stored tensors that nothing uses are left out.
@@ -86,7 +96,7 @@ class GraphBuilder:
         Raises:
             FormatError: an unknown operation, or a name that is used before it is defined.
         """
-        body = Graph(inputs=tuple(self._inputs), outputs=tuple(self._outputs), nodes=tuple(self._nodes))
+        body = self.graph()
         uses = _uses(body)
         keys: dict[str, None] = {}
         stored: dict[str, Tensor] = {}

@@ -86,6 +86,8 @@ class About:
     """Axes of image inputs (empty: not known, taken as NCHW)."""
     time_axis: int | None = None
     """Axis of the steps in sequence inputs of rank 3 (None: 1, rows first)."""
+    marker: str = ""
+    """Input [T, N] that is 0 where a sequence begins and 1 where it goes on (Caffe's `cont`); a policy clears states itself."""
     scale: float = 1.0
     """Factor on raw observations before they enter the network, such as 1/255 for images."""
     mean: tuple[float, ...] = ()
