@@ -9,6 +9,10 @@
 #include "pool.h"
 #include "simd.h"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace {
 
 typedef uint16_t bf16;
@@ -164,6 +168,29 @@ ALWAYS_INLINE void add_block(const float* s, const KV* const* tiles, const KV* c
   if (at < dim) add_values<R, 1, true>(s, tiles, ahead, from, end, at, dim, acc, acc_stride);
 }
 
+// out[d * stride + r] = rows[r][d].
+ALWAYS_INLINE void weave(const float* const* rows, i64 num, i64 dim, float* out, i64 stride) {
+  i64 r = 0;
+#if defined(__SSE__)
+  for (; r + 4 <= num; r += 4) {
+    i64 d = 0;
+    for (; d + 4 <= dim; d += 4) {
+      __m128 a = _mm_loadu_ps(rows[r] + d), b = _mm_loadu_ps(rows[r + 1] + d);
+      __m128 c = _mm_loadu_ps(rows[r + 2] + d), e = _mm_loadu_ps(rows[r + 3] + d);
+      _MM_TRANSPOSE4_PS(a, b, c, e);
+      _mm_storeu_ps(out + d * stride + r, a);
+      _mm_storeu_ps(out + (d + 1) * stride + r, b);
+      _mm_storeu_ps(out + (d + 2) * stride + r, c);
+      _mm_storeu_ps(out + (d + 3) * stride + r, e);
+    }
+    for (; d < dim; d++)
+      for (i64 i = r; i < r + 4; i++) out[d * stride + i] = rows[i][d];
+  }
+#endif
+  for (; r < num; r++)
+    for (i64 d = 0; d < dim; d++) out[d * stride + r] = rows[r][d];
+}
+
 struct Span {
   i64 from, end;  // keys of a block that a row sees
 };
@@ -260,33 +287,47 @@ struct ByCount<0, KV> {
   static void run(i64, const LsAttention&, const Rows&, i64, const Span*, const Tiles<KV>&, float*) {}
 };
 
+// Row after row of a task: heads of a token, then the next token.
+struct Place {
+  i64 token = 0, head = 0;
+  void next(i64 heads) {
+    if (++head == heads) {
+      head = 0;
+      token++;
+    }
+  }
+};
+
 // Tokens of one sequence and the heads that share kv head g.
 template <typename KV>
 struct Task {
   const LsAttention& a;
-  i64 seq, group, token, num_tokens;  // token: row of q; the first of this task
+  i64 heads, seq, group, token, num_tokens;  // token: row of q; the first of this task
 
-  i64 heads() const { return a.num_heads / a.kv_heads; }
   i64 position(i64 t) const { return a.context_lens[seq] - (a.seq_starts[seq + 1] - t); }
   i64 cell(i64 p) const { return (i64)a.pages[seq * a.pages_stride + p] * a.kv_heads + group; }
   i64 page(i64 p) const { return cell(p) * a.head_dim * TILE; }
 
   void pack(const Rows& rows, i64 num_rows) const {
+    Place at_head;
     for (i64 row = 0; row < num_rows; row += ROWS) {
       const i64 num = num_rows - row < ROWS ? num_rows - row : (i64)ROWS;
+      const float* from[ROWS];
       for (i64 r = 0; r < num; r++) {
-        const i64 t = token + (row + r) / heads(), h = group * heads() + (row + r) % heads();
-        const float* from = a.q + t * a.q_stride + h * a.head_dim;
-        for (i64 d = 0; d < a.head_dim; d++) rows.q[row * a.head_dim + d * num + r] = from[d];
+        const i64 t = token + at_head.token, h = group * heads + at_head.head;
+        at_head.next(heads);
+        from[r] = a.q + t * a.q_stride + h * a.head_dim;
         rows.top[row + r] = a.sinks ? a.sinks[h] : LOWEST;
         memset(rows.sum + (row + r) * TILE, 0, TILE * sizeof(float));
         if (a.sinks) rows.sum[(row + r) * TILE] = 1.0f;
       }
+      weave(from, num, a.head_dim, rows.q + row * a.head_dim, num);
     }
     memset(rows.acc, 0, (size_t)(num_rows * rows.acc_stride) * sizeof(float));
   }
 
   void finish(const Rows& rows, i64 num_rows) const {
+    Place at_head;
     for (i64 row = 0; row < num_rows; row++) {
       float* lane = rows.sum + row * TILE;
       for (i64 half = TILE / 2; half > 0; half /= 2)
@@ -294,7 +335,8 @@ struct Task {
       const vf total = splat(lane[0]);
       float* acc = rows.acc + row * rows.acc_stride;
       for (i64 d = 0; d < rows.acc_stride; d += VLEN) store(acc + d, load(acc + d) / total);
-      const i64 t = token + row / heads(), h = group * heads() + row % heads();
+      const i64 t = token + at_head.token, h = group * heads + at_head.head;
+      at_head.next(heads);
       memcpy(a.out + (t * a.num_heads + h) * a.head_dim, acc, (size_t)a.head_dim * sizeof(float));
     }
   }
@@ -311,10 +353,12 @@ struct Task {
   template <typename T>
   void all_rows(const Rows& rows, i64 num_rows, i64 block, const Tiles<T>& tiles, float* s) const {
     Span spans[ROWS];
+    Place at_head;
     for (i64 row = 0; row < num_rows; row += ROWS) {
       const i64 num = num_rows - row < ROWS ? num_rows - row : (i64)ROWS;
       for (i64 r = 0; r < num; r++) {
-        const i64 at = position(token + (row + r) / heads());
+        const i64 at = position(token + at_head.token);
+        at_head.next(heads);
         const i64 start = a.window > 0 && at + 1 > a.window ? at + 1 - a.window : 0;
         spans[r] = {start - block * BLOCK, at + 1 - block * BLOCK};
       }
@@ -323,7 +367,7 @@ struct Task {
   }
 
   void run() const {
-    const i64 dim = a.head_dim, num_rows = num_tokens * heads(), stride = (dim + VLEN - 1) / VLEN * VLEN;
+    const i64 dim = a.head_dim, num_rows = num_tokens * heads, stride = (dim + VLEN - 1) / VLEN * VLEN;
     constexpr bool coded = IsCoded<KV>::value;
     const bool widened = coded || (sizeof(KV) != 4 && num_rows > ROWS);
     const i64 wide = widened ? BLOCK * dim : 0, queries = (num_rows * dim + 15) / 16 * 16;
@@ -408,23 +452,41 @@ struct Task {
   }
 };
 
-// New keys and values of one sequence and kv head into their pages.
+// New keys and values of one sequence and kv head into their pages; with shared rows, those of all its tokens.
 template <typename KV>
 void write(const LsAttention& a, i64 seq, i64 group) {
-  const i64 dim = a.head_dim, end = a.seq_starts[seq + 1];
-  for (i64 t = a.seq_starts[seq]; t < end; t++) {
-    const i64 at = a.context_lens[seq] - (end - t);
+  const i64 dim = a.head_dim, length = a.context_lens[seq], num_new = a.seq_starts[seq + 1] - a.seq_starts[seq];
+  if (num_new == 0) return;
+  const i64 base = a.reads ? a.whole_starts[seq] : a.seq_starts[seq + 1] - length;
+  for (i64 at = a.reads ? 0 : length - num_new, num = 0; at < length; at += num) {
+    num = TILE - at % TILE < length - at ? TILE - at % TILE : length - at;
     const i64 cell = (i64)a.pages[seq * a.pages_stride + at / TILE] * a.kv_heads + group;
-    const float *from_k = a.k + t * a.k_stride + group * dim, *from_v = a.v + t * a.v_stride + group * dim;
+    const float *from_k[TILE], *from_v[TILE];
+    for (i64 i = 0; i < num; i++) {
+      const i64 row = a.reads ? a.reads[base + at + i] : base + at + i;
+      from_k[i] = a.k + row * a.k_stride + group * dim;
+      from_v[i] = a.v + row * a.v_stride + group * dim;
+    }
     if constexpr (IsCoded<KV>::value) {
-      const i64 width = KV::width(dim), page = cell * width * TILE, scales = cell * KV::SCALES * TILE + at % TILE;
-      encode(from_k, dim, (uint8_t*)a.k_pages + page + at % TILE, TILE, a.k_scales + scales, KV());
-      encode(from_v, dim, (uint8_t*)a.v_pages + page + (at % TILE) * width, 1, a.v_scales + scales, KV());
+      for (i64 i = 0; i < num; i++) {
+        const i64 width = KV::width(dim), page = cell * width * TILE, in_page = at % TILE + i;
+        const i64 scales = cell * KV::SCALES * TILE + in_page;
+        encode(from_k[i], dim, (uint8_t*)a.k_pages + page + in_page, TILE, a.k_scales + scales, KV());
+        encode(from_v[i], dim, (uint8_t*)a.v_pages + page + in_page * width, 1, a.v_scales + scales, KV());
+      }
     } else {
       KV* k = (KV*)a.k_pages + cell * dim * TILE + at % TILE;
       KV* v = (KV*)a.v_pages + cell * dim * TILE + (at % TILE) * dim;
-      for (i64 d = 0; d < dim; d++) narrow(from_k[d], k + d * TILE);
-      for (i64 d = 0; d < dim; d++) narrow(from_v[d], v + d);
+      if constexpr (sizeof(KV) == 4) {
+        weave(from_k, num, dim, k, TILE);
+        for (i64 i = 0; i < num; i++) memcpy(v + i * dim, from_v[i], (size_t)dim * sizeof(float));
+      } else {
+        for (i64 i = 0; i < num; i++)
+          for (i64 d = 0; d < dim; d++) {
+            narrow(from_k[i][d], k + d * TILE + i);
+            narrow(from_v[i][d], v + i * dim + d);
+          }
+      }
     }
   }
 }
@@ -454,7 +516,7 @@ void attend(const LsAttention& a, bool parallel) {
         low = middle + 1;
     }
     const i64 token = a.seq_starts[low] + (ends[low] - 1 - index) * step, left = a.seq_starts[low + 1] - token;
-    Task<KV>{a, low, group, token, left < step ? left : step}.run();
+    Task<KV>{a, heads, low, group, token, left < step ? left : step}.run();
   });
 }
 
@@ -469,7 +531,7 @@ int64_t ls_attention(const LsAttention* attention) {
     if (num == 0) continue;
     const i64 oldest = length - num + 1 - a.window, end = (length + TILE - 1) / TILE;
     if (end > a.pages_stride) return s;
-    for (i64 p = a.window > 0 && oldest > 0 ? oldest / TILE : 0; p < end; p++) {
+    for (i64 p = !a.reads && a.window > 0 && oldest > 0 ? oldest / TILE : 0; p < end; p++) {
       const int32_t page = a.pages[s * a.pages_stride + p];
       if (page < 0 || page >= a.num_pages) return s;
     }

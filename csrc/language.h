@@ -63,12 +63,16 @@ struct LsAttention {
   float scale, softcap;  // softcap 0: none
   int32_t dtype;         // LsKvDtype of the pages
   int32_t reserved;
+  // Or null: a training step in which sequences share rows. Token j of sequence s is row reads[whole_starts[s] + j] of k and
+  // v, and all of its context_lens[s] tokens are written; seq_starts counts the queries, its newest tokens, which it has alone.
+  const int64_t* reads;
+  const int32_t* whole_starts;  // [S + 1]
 };
 // Returns -1; s for a sequence with a page outside of the pool; or -2 - s for one whose rows do not fit its context.
 LS_API int64_t ls_attention(const LsAttention* attention);
 
-// Gradients of ls_attention over whole sequences, without sinks. Work is quadratic in a sequence's length without the reuse
-// of a blocked product: for short ones.
+// Gradients of ls_attention over whole sequences, without sinks. Keys and values of a sequence are copied out: for short ones.
+// Adds to dk and dv, which come as zeros.
 struct LsAttentionBackward {
   const float* q;     // [T][H][D], tokens q_stride floats apart
   const float* k;     // [T][G][D] contiguous, rounded as the pages are
@@ -81,6 +85,8 @@ struct LsAttentionBackward {
   int64_t q_stride, num_seqs, num_heads, kv_heads, head_dim;
   int64_t window;     // 0: all
   float scale, softcap;
+  const int64_t* reads;  // as in LsAttention
+  const int32_t* whole_starts;
 };
 LS_API void ls_attention_backward(const LsAttentionBackward* call);
 

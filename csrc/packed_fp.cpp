@@ -164,8 +164,12 @@ void run_strips(const PanelJob& job, const FloatRows& rows, const int32_t* panel
   const bool pairs = job.spec->kind == LS_PACKED_BF16;
   const i64 num_outputs = job.spec->num_outputs, inputs = pairs ? (job.spec->num_inputs + 1) / 2 * 2 : job.spec->num_inputs;
   int32_t* strip = (int32_t*)scratch(SCRATCH_PACKED_PANEL, STRIP_INPUTS * STRIP * 4);
+  const i64 num_tiles = (job.row_hi - job.row_lo + TILE_ROWS - 1) / TILE_ROWS;
   for (i64 k = 0; k < inputs; k += STRIP_INPUTS) {
     const i64 now = inputs - k < STRIP_INPUTS ? inputs - k : STRIP_INPUTS;
+    // What the next block of inputs or the next panel will copy is fetched while tiles are computed, a share with each.
+    const char* ahead = (const char*)(panel + (pairs ? k / 2 : k) * FLOAT_PANEL) + (pairs ? now / 2 : now) * FLOAT_PANEL * 4;
+    const i64 share = STRIP_INPUTS * FLOAT_PANEL * 4 / (pairs ? 2 : 1) / 4 / num_tiles / 64 * 64 + 64;
     for (i64 j = 0; j < FLOAT_PANEL && column + j < num_outputs; j += STRIP) {
       const int32_t* from = panel + (pairs ? k / 2 : k) * FLOAT_PANEL + j;
       for (i64 t = 0; t < (pairs ? now / 2 : now); t++)
@@ -180,6 +184,8 @@ void run_strips(const PanelJob& job, const FloatRows& rows, const int32_t* panel
         }
       for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
         mr = tile_rows(job.row_hi - i, TILE_ROWS);
+        for (i64 byte = 0; byte < share; byte += 64) __builtin_prefetch(ahead + byte, 0, 2);
+        ahead += share;
         strip_tiles[mr - 1]((const int32_t*)rows.data + i * rows.stride + k, rows.stride, strip, now,
                             job.bias ? job.bias + column + j : nullptr, k > 0, job.y + i * num_outputs + column + j,
                             num_outputs, num_outputs - column - j);

@@ -7,6 +7,7 @@ out whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ class SharedRows:
     """int64: the row of each token of the sequences laid out whole."""
     places_T: Tensor
     """int64: the first place that reads each row; rising."""
+    seq_starts: Tensor
+    """int32 [S + 1]: the rows that no sequence before has; they are the newest tokens of theirs."""
     whole: ForwardBatch
     """The same sequences with a row for each token."""
 
@@ -108,17 +111,28 @@ class ForwardBatch:
         ([5, 6, 7, 8], [0, 1, 2, 2], [0, 1, 2, 0, 1, 3])
         """
         rows: dict[tuple[int, int], int] = {}
-        reads, places = list[int](), list[int]()
-        for token, position in zip(self.tokens_T.tolist(), self.positions_T.tolist(), strict=True):
-            prefix = reads[-1] if position else -1
-            row = rows.setdefault((prefix, token), len(places))
-            if row == len(places):
-                places.append(len(reads))
-            reads.append(row)
+        reads, places, starts = list[int](), list[int](), [0]
+        tokens = self.tokens_T.tolist()
+        for first, last in itertools.pairwise(self.seq_starts.tolist()):
+            row, place = -1, first
+            while place < last and (known := rows.get((row, tokens[place]))) is not None:
+                row, place = known, place + 1
+                reads.append(row)
+            # From here on every prefix is new.
+            new = range(len(places), len(places) + last - place)
+            rows.update(zip(zip([row, *new][: len(new)], tokens[place:last], strict=True), new, strict=True))
+            reads += new
+            places += range(place, last)
+            starts.append(len(places))
         if len(places) > SHARED * len(reads):
             return self
         places_T = torch.tensor(places, device=self.tokens_T.device)
-        shared = SharedRows(reads_X=torch.tensor(reads, device=places_T.device), places_T=places_T, whole=self)
+        shared = SharedRows(
+            reads_X=torch.tensor(reads, device=places_T.device),
+            places_T=places_T,
+            seq_starts=torch.tensor(starts, dtype=torch.int32, device=places_T.device),
+            whole=self,
+        )
         tokens_T, positions_T = (x.index_select(0, places_T) for x in (self.tokens_T, self.positions_T))
         return replace(self, tokens_T=tokens_T, positions_T=positions_T, shared=shared)
 

@@ -217,7 +217,7 @@ def test_every_level_is_a_softmax(level: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_gradients_equal_those_of_the_naive_twin(seed: int) -> None:
     rng = random.Random(seed)
-    case = replace(Case.draw(rng, torch.float32), lengths=(20, 1, 37), dim=8, has_sinks=seed % 2 == 0)
+    case = replace(Case.draw(rng, torch.float32), lengths=(20, 1, 37, 90), dim=8, has_sinks=seed % 2 == 0)
     inputs = [None if x is None else x.requires_grad_() for x in case.inputs()]
     leaves = [x for x in inputs if x is not None]
     results = []
@@ -227,6 +227,35 @@ def test_gradients_equal_those_of_the_naive_twin(seed: int) -> None:
             results.append(torch.autograd.grad((y * torch.linspace(-1, 2, y.numel()).view_as(y)).sum(), leaves))
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_that_sequences_share_have_the_bits_and_gradients_of_sequences_laid_out_whole(seed: int) -> None:
+    rng = random.Random(seed)
+    case = replace(Case.draw(rng, rng.choice([torch.float32, torch.bfloat16])), has_sinks=False)
+    prompts = [[rng.randrange(9) for _ in range(rng.choice([15, 16, 40]))] for _ in range(2)]
+    texts = [rng.choice(prompts) + [rng.randrange(9) for _ in range(rng.choice([0, 1, 17, 70]))] for _ in range(9)]
+    whole_batch = ForwardBatch.packed([torch.tensor(text) for text in texts])
+    batch = whole_batch.sharing()
+    shared = batch.shared
+    assert shared is not None
+    num = len(shared.places_T)
+    q, k, v = (torch.randn(num, n, case.dim, requires_grad=True) for n in (case.heads, case.groups, case.groups))
+    once = case.attend(q, k, v, None, batch, None)
+    laid_out = case.attend(*(x[shared.reads_X] for x in (q, k, v)), None, whole_batch, None)[shared.places_T]
+    assert torch.equal(once, laid_out)
+    weight = torch.randn(once.shape)
+    weight[: num // 3] = 0.0
+    found, expected = (torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (once, laid_out))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    before = kernels.num_threads()
+    try:
+        kernels.set_num_threads(3)
+        again = torch.autograd.grad((case.attend(q, k, v, None, batch, None) * weight).sum(), (q, k, v))
+    finally:
+        kernels.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 @pytest.mark.slow

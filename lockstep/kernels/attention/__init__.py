@@ -83,9 +83,13 @@ def _shared(
     sinks_H: Tensor | None,
     kv_dtype: torch.dtype,
 ) -> Tensor:
-    """Attention on the sequences laid out whole, which is little of a layer's work; each row's answer from one of them."""
+    """Compiled, each row is asked about once. Else attention on the sequences laid out whole, and each row's answer from one
+    of them."""
     if cache is not None:
         raise InputError("rows that sequences share are for training steps; with a cache expected none", field="batch")
+    if native.choose(q_THD, has_triton=True) == "cpu" and cpu.is_short(shared.whole, sinks_H):
+        _check_whole(shared.whole, kv_dtype)
+        return cpu.packed(q_THD, k_TGD, v_TGD, shared.whole, kv_dtype, rule, None, shared)
     mixed_XHD = attention(
         q_THD.index_select(0, shared.reads_X),
         k_TGD.index_select(0, shared.reads_X),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lockstep.core.batch import ForwardBatch
+from lockstep.core.batch import ForwardBatch, SharedRows
 from lockstep.core.errors import InputError
 from lockstep.kernels import native
 from lockstep.kernels.attention.cache import LayerCache
@@ -43,6 +43,7 @@ class _Call(ctypes.Structure):
         ("softcap", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
+        *[(name, ctypes.c_void_p) for name in ("reads", "whole_starts")],
     ]
 
 
@@ -53,6 +54,7 @@ class _BackwardCall(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "dout", "dq", "dk", "dv", "seq_starts")],
         *[(name, ctypes.c_int64) for name in ("q_stride", "num_seqs", "num_heads", "kv_heads", "head_dim", "window")],
         *[("scale", ctypes.c_float), ("softcap", ctypes.c_float)],
+        *[(name, ctypes.c_void_p) for name in ("reads", "whole_starts")],
     ]
 
 
@@ -71,11 +73,14 @@ def paged(
     cache: LayerCache,
     rule: Rule,
     sinks_H: Tensor | None,
+    shared: SharedRows | None = None,
 ) -> Tensor:
-    """Writes this step's keys and values, then attends."""
+    """Writes this step's keys and values, then attends. With `shared` the batch is `shared.whole` and the rows are fewer."""
     q, k, v = _heads_together(q_THD), _heads_together(k_TGD), _heads_together(v_TGD)
     num_tokens, num_heads, head_dim = q.shape
     starts, lengths, pages = batch.seq_starts, batch.context_lens, native.contiguous(batch.pages_SP)
+    if shared is not None:
+        starts = shared.seq_starts
     if not (starts.dtype is lengths.dtype is pages.dtype is torch.int32):
         raise InputError(
             f"seq_starts, context_lens and pages are {starts.dtype}, {lengths.dtype}, {pages.dtype}; expected int32",
@@ -110,11 +115,18 @@ def paged(
         rule.scale,
         rule.softcap,
         KV_CODES[cache.dtype],
+        0,
+        *_shared_addresses(shared),
     )
     bad = native.lib().ls_attention(ctypes.addressof(call))
     if bad != -1:
         raise refused(batch, cache, bad)
     return out
+
+
+def _shared_addresses(shared: SharedRows | None) -> tuple[int | None, int | None]:
+    """`reads` and `whole_starts` of a call."""
+    return (None, None) if shared is None else (shared.reads_X.data_ptr(), shared.whole.seq_starts.data_ptr())
 
 
 def refused(batch: ForwardBatch, cache: LayerCache, code: int) -> InputError:
@@ -143,20 +155,22 @@ class _Packed(torch.autograd.Function):
         batch: ForwardBatch,
         dtype: torch.dtype,
         rule: Rule,
+        shared: SharedRows | None,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, sinks)
-        ctx.facts = batch, dtype, rule
-        return _through_pool(q, k, v, batch, dtype, rule, sinks)
+        ctx.facts = batch, dtype, rule, shared
+        return _through_pool(q, k, v, batch, dtype, rule, sinks, shared)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         native.refuse_double_backward()
         q, k, v, sinks = ctx.saved_tensors
-        batch, dtype, rule = ctx.facts
-        dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
-        if sinks is None and int(batch.context_lens.max()) <= SHORT:
-            _short_backward(q, rounded(k, dtype), rounded(v, dtype), grads[0], (dq, dk, dv), batch, rule)
-            return dq, dk, dv, None, None, None, None
+        batch, dtype, rule, shared = ctx.facts
+        dq, dk, dv = torch.empty(q.shape), torch.zeros(k.shape), torch.zeros(v.shape)
+        if is_short(batch, sinks):
+            _short_backward(q, rounded(k, dtype), rounded(v, dtype), grads[0], (dq, dk, dv), batch, rule, shared)
+            return dq, dk, dv, *[None] * 5
+        assert shared is None
         dsinks = None if sinks is None else torch.zeros(sinks.shape)
         for a, b in itertools.pairwise(batch.seq_starts.tolist()):
             rows = slice(a, b)
@@ -164,7 +178,12 @@ class _Packed(torch.autograd.Function):
             dq[rows], dk[rows], dv[rows], part = _sequence_backward(q[rows], key, value, sinks, grads[0][rows], rule)
             if dsinks is not None and part is not None:
                 dsinks += part
-        return dq, dk, dv, dsinks, None, None, None
+        return dq, dk, dv, dsinks, *[None] * 4
+
+
+def is_short(batch: ForwardBatch, sinks_H: Tensor | None) -> bool:
+    """Whether the gradient of whole sequences is one compiled call, which can have rows that sequences share."""
+    return sinks_H is None and int(batch.context_lens.max()) <= SHORT
 
 
 def _short_backward(
@@ -175,22 +194,31 @@ def _short_backward(
     into: tuple[Tensor, Tensor, Tensor],
     batch: ForwardBatch,
     rule: Rule,
+    shared: SharedRows | None,
 ) -> None:
-    """Writes the gradients of all sequences in one compiled call."""
+    """Adds the gradients of all sequences to dk and dv, which are zeros, and writes dq, in one compiled call."""
     q, k, v, dout = _heads_together(q), k.contiguous(), v.contiguous(), dout.contiguous()
+    starts = batch.seq_starts if shared is None else shared.seq_starts
     call = _BackwardCall(
-        *(x.data_ptr() for x in (q, k, v, dout, *into, batch.seq_starts)),
+        *(x.data_ptr() for x in (q, k, v, dout, *into, starts)),
         *(q.stride(0), batch.context_lens.shape[0], q.shape[1], k.shape[1], q.shape[2], rule.window),
-        *(rule.scale, rule.softcap),
+        *(rule.scale, rule.softcap, *_shared_addresses(shared)),
     )
     native.lib().ls_attention_backward(ctypes.addressof(call))
 
 
 def _through_pool(
-    q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch, dtype: torch.dtype, rule: Rule, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: ForwardBatch,
+    dtype: torch.dtype,
+    rule: Rule,
+    sinks: Tensor | None,
+    shared: SharedRows | None,
 ) -> Tensor:
     cache = LayerCache.allocate(batch.num_pages, k.shape[1], k.shape[2], dtype)
-    return paged(q, k, v, batch, cache, rule, sinks)
+    return paged(q, k, v, batch, cache, rule, sinks, shared)
 
 
 def packed(
@@ -201,13 +229,15 @@ def packed(
     dtype: torch.dtype,
     rule: Rule,
     sinks_H: Tensor | None,
+    shared: SharedRows | None = None,
 ) -> Tensor:
-    """Whole sequences through a pool made for the call, differentiable."""
+    """Whole sequences through a pool made for the call, differentiable. With `shared`, q, k and v have its rows, the batch is
+    `shared.whole`, and it must be `is_short` where gradients are recorded."""
     inputs = (q_THD, k_TGD, v_TGD, sinks_H)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        out: Tensor = _Packed.apply(*inputs, batch, dtype, rule)  # type: ignore[no-untyped-call]
+        out: Tensor = _Packed.apply(*inputs, batch, dtype, rule, shared)  # type: ignore[no-untyped-call]
         return out
-    return _through_pool(q_THD, k_TGD, v_TGD, batch, dtype, rule, sinks_H)
+    return _through_pool(q_THD, k_TGD, v_TGD, batch, dtype, rule, sinks_H, shared)
 
 
 def _sequence_backward(
