@@ -31,6 +31,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._decoder = IncrementalDecoder(tokenizer, continuing=True)
         self._matcher = StopMatcher(params.stop, include_stop=params.include_stop)
+        self._has_stops = bool(params.stop)
         self._min_tokens = params.min_tokens
         self._num_pushed = 0
 
@@ -38,7 +39,7 @@ class TextStream:
         """The text this token adds and the stop string it completes, if it does."""
         self._num_pushed += 1
         text = self._decoder.push(token)
-        if self._num_pushed < self._min_tokens:
+        if not self._has_stops or self._num_pushed < self._min_tokens:
             return text, None
         result = self._matcher.push(text)
         return result.text, result.stop
