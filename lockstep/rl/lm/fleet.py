@@ -23,7 +23,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lockstep.core.child_process import ChildProcess, fresh_context
-from lockstep.core.errors import DeadlineError, WeightsError, WorkerError
+from lockstep.core.errors import WeightsError, WorkerError
 from lockstep.core.request import Request, Sample, WeightsVersion
 from lockstep.engine.config import EnginePlan
 from lockstep.engine.emission import Output
@@ -48,8 +48,10 @@ from lockstep.rl.lm.worker import (
     work,
 )
 
+MAX_FRUITLESS = 3
+"""Times in a row that a worker may be lost without having finished a sample."""
 MAX_LOSSES = 5
-"""Times in a row that a worker may be lost without having finished a sample, and times that one request may lose its worker."""
+"""Times that one request may lose its worker."""
 TURN_S = 0.02
 """How long a step waits for news at most: whoever wants to publish waits for it."""
 _HOMES = 4096
@@ -175,7 +177,7 @@ class Fleet:
         """Of each worker's engine.
 
         Raises:
-            DeadlineError, WorkerError: no worker starts.
+            WorkerError: no worker starts.
         """
         self._until(lambda: self._engine_plan is not None)
         assert self._engine_plan is not None
@@ -200,7 +202,6 @@ class Fleet:
 
         Raises:
             WorkerError: workers end again and again, or one failed in a way that others would too.
-            DeadlineError: one does not start.
         """
         self._turn(TURN_S if not self._outbox else 0.0)
         outputs, self._outbox = self._outbox, []
@@ -211,7 +212,7 @@ class Fleet:
 
         Raises:
             WeightsError: they do not hold the same.
-            WorkerError, DeadlineError: as `step`.
+            WorkerError: as `step`.
         """
         self._until(lambda: not any(member.num_loading for member in self._members))  # nobody reads while we write
         self._blocks[part].write(tensors)
@@ -313,12 +314,9 @@ class Fleet:
             if member.child.pipe.poll():
                 self._read(member)  # we were the late ones
             elif member.is_ready:
-                self._lose(member, f"was silent for worker_timeout_s={limit_s:g} s and was killed")
+                self._lose(member, f"was silent for worker_timeout_s={limit_s:g} s")
             else:
-                raise DeadlineError(
-                    f"rollout worker {member.number} did not start in worker_start_s={limit_s:g} s; raise "
-                    "rollout.worker_start_s, or use fewer workers"
-                )
+                self._lose(member, f"did not start in worker_start_s={limit_s:g} s")
 
     def _read(self, member: _Member) -> None:
         """Take all that has arrived from a worker."""
@@ -375,7 +373,7 @@ class Fleet:
         told = f"rollout worker {member.number} (process {member.child.pid}) {why}: {ending}"
         self._on_event("worker_lost", f"{told}; {member.num_samples} samples begin anew, and so does the worker")
         unlucky = max(flights, key=lambda flight: flight.num_losses, default=None)
-        if num_fruitless >= MAX_LOSSES:
+        if num_fruitless >= MAX_FRUITLESS:
             raise _too_often(told, f"{num_fruitless} times in a row such a worker finished no sample")
         if unlucky is not None and unlucky.num_losses >= MAX_LOSSES:
             raise _too_often(told, f"request {unlucky.request.id} was aboard {unlucky.num_losses} lost workers")
@@ -387,6 +385,6 @@ class Fleet:
 def _too_often(told: str, count: str) -> WorkerError:
     return WorkerError(
         f"{told}; {count}. Too little memory (each worker has rollout.memory_mb and a copy of the weights), a "
-        "worker_timeout_s too short for a step, or a fault: rollout.workers=0 samples in the learner's process. The run "
-        "resumes from its last checkpoint"
+        "worker_timeout_s too short for a step, a worker_start_s too short for a start, or a fault: rollout.workers=0 "
+        "samples in the learner's process. The run resumes from its last checkpoint"
     )

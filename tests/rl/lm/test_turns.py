@@ -11,8 +11,8 @@ from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.optimiser import OptimiserConfig
 from lockstep.rl.lm.problems import ProblemSource
-from lockstep.rl.lm.publish import Publisher, SharedWeights
-from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts, new_engine
+from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts
+from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
 from tests.rl.lm.small import config, run
 
@@ -52,16 +52,16 @@ class Talks(EpisodeTask):
         return Talk()
 
 
-def collect(max_context: int) -> tuple[Group, Rollouts]:
+def collect(max_context: int, workers: int = 0) -> tuple[Group, Rollouts]:
     sizes = ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270, max_context=max_context)
     made = build(sizes, ["say a letter"], 1, None)
     # A new model never ends its turn by itself.
     start = StartConfig(steps=12, batch=8, learner=LearnerConfig(optimiser=OptimiserConfig(lr=1e-2)))
     supervised_start(made.model, made.tokenizer, ProblemSource(Talks(), 1), start)
-    limits = RolloutConfig(groups=1, group_size=6, max_tokens=12, memory_mb=8, max_sequences=8)
-    engine = new_engine(made.model, made.tokenizer, limits)
-    Publisher(engine, SharedWeights(made.model)).publish(0)
-    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+    limits = RolloutConfig(groups=1, group_size=6, max_tokens=12, memory_mb=8, max_sequences=8, workers=workers)
+    sampler = new_sampler(made, limits, None)
+    with VerifierPool(VerifierConfig(workers=0)) as verifier, sampler as (engine, publisher):
+        publisher.publish(0)
         rollouts = Rollouts(engine, Talks(), Talks().problem, verifier, limits, seed=1)
         return rollouts.collect([0])[0], rollouts
 
