@@ -195,7 +195,7 @@ def _say_peer(figures: dict[str, Any]) -> None:
     medians = {
         name: {
             what: statistics.median(one[what] for one in answers)
-            for what in ("rollout_s", "learn_s", "step_s", "tokens")
+            for what in ("rollout_s", "learn_s", "step_s", "cpu_s", "tokens")
         }
         for name, answers in figures.items()
     }
@@ -211,3 +211,5 @@ def _say_peer(figures: dict[str, Any]) -> None:
     verdict = "met" if ratio >= PEER_TARGET else "NOT met"
     seconds = f"{ours['step_s']:10.3f} s     {peer['step_s']:8.3f} s     {ratio:8.1f}"
     print(f"  step      {seconds}  (target >= {PEER_TARGET:g}: {verdict})")
+    cpu = statistics.median(b["cpu_s"] / a["cpu_s"] for a, b in zip(figures["lockstep"], figures["trl"], strict=True))
+    print(f"  processor {ours['cpu_s']:10.3f} s     {peer['cpu_s']:8.3f} s     {cpu:8.1f}  of a step, all threads")

@@ -30,6 +30,7 @@ from typing import Any, Self
 from lockstep.checkpoint.store import Checkpointer
 from lockstep.core.errors import ConfigError, DivergedError, StoppedError
 from lockstep.core.state import Stateful
+from lockstep.kernels.memory import keep_memory
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.sink import MetricSink
 from lockstep.runs.stats import mean_interval
@@ -294,6 +295,7 @@ class Session:
             self.sink.close()
 
     def __enter__(self) -> Self:
+        keep_memory()
         return self
 
     def __exit__(self, *exception: object) -> None:

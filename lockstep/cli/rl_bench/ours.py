@@ -89,13 +89,13 @@ def config_of(plan: Plan) -> GRPOConfig:
 
 def main() -> int:
     config = config_of(Plan(**json.loads(sys.stdin.readline())))
-    began = 0.0
+    began = began_cpu = 0.0
 
     def wait() -> None:
-        nonlocal began
+        nonlocal began, began_cpu
         if not sys.stdin.readline():
             sys.exit(0)
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
 
     def report(step: int, total: int, metrics: Mapping[str, float]) -> None:
         if "learn_s" not in metrics:
@@ -107,6 +107,7 @@ def main() -> int:
         seconds = time.perf_counter() - began
         answer = {
             "step_s": seconds,
+            "cpu_s": time.process_time() - began_cpu,
             "rollout_s": metrics["rollout_s"],
             "learn_s": metrics["learn_s"],
             "tokens": metrics["length"] * config.rollout.groups * config.rollout.group_size,

@@ -61,12 +61,13 @@ def main() -> int:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if not sys.stdin.readline():
                 os._exit(0)
-            clock["began"] = time.perf_counter()
+            clock["began"], clock["cpu"] = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds = time.perf_counter() - clock["began"]
             answer = {"step_s": seconds, "rollout_s": clock["rollout"], "tokens": clock["tokens"]}
             answer |= {"learn_s": seconds - clock["scored"], "version": trl.__version__}
+            answer["cpu_s"] = time.process_time() - clock["cpu"]
             out.write(json.dumps(answer) + "\n")
             out.flush()
 
