@@ -3,7 +3,7 @@
     owner                                          child (own session, killed as a group)
     -----                                          --------------------------------------
     ChildProcess(context, target, arguments)  -->  target(pipe, *arguments), which calls `settle` first
-    send: within `SEND_S`, or an OSError           reads the pipe; at its end, or with the owner's (Linux), so does it
+    each message: within `STUCK_S`, or an OSError  reads the pipe; at its end, or with the owner's (Linux), so does it
     kill: the child and all that it started
 
 Children come from `fresh_context`: a fork would copy a process whose threads may hold locks.
@@ -22,8 +22,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-SEND_S = 30.0
-"""How long a child may leave a full pipe unread."""
+STUCK_S = 30.0
+"""How long a child may leave a full pipe unread, or a message half written."""
 MAX_DETAIL = 2000
 _PDEATHSIG = 1
 
@@ -65,7 +65,7 @@ class ChildProcess:
 
     def __init__(self, context: Any, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.pipe, theirs = context.Pipe()
-        _limit_sends(self.pipe.fileno())
+        _limit_waits(self.pipe.fileno())
         self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
@@ -109,11 +109,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:MAX_DETAIL]}{place}"
 
 
-def _limit_sends(handle: int) -> None:
-    """A write to a child that reads no more fails after `SEND_S` instead of waiting for ever."""
+def _limit_waits(handle: int) -> None:
+    """A write to a child that reads no more, and a read of what it does not finish, fail instead of waiting for ever."""
     if os.name == "posix":
+        limit = struct.pack("@ll", int(STUCK_S), int(STUCK_S % 1 * 1e6))
         with socket.socket(fileno=os.dup(handle)) as end:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(SEND_S), 0))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _ending(code: int | None) -> str:
