@@ -48,6 +48,7 @@ class Layer:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     norm: dict[str, torch.Tensor] = field(default_factory=dict)
+    norm_epsilon: float = 1e-5
 
 
 def activation(make: GraphBuilder, x: str, word: str) -> str:
@@ -88,7 +89,7 @@ def chain(make: GraphBuilder, x: str, layers: Sequence[Layer], word: str, *, las
             x = make.node("Gemm", inputs, transB=1)
         if layer.norm:
             scale, shift = (make.tensor(f"{layer.name}.norm.{key}", layer.norm[key]) for key in ("weight", "bias"))
-            x = make.node("LayerNormalization", [x, scale, shift], axis=-1, epsilon=1e-5)
+            x = make.node("LayerNormalization", [x, scale, shift], axis=-1, epsilon=layer.norm_epsilon)
         x = activation(make, x, word if index < len(layers) - 1 else last)
         before = layer
     return x

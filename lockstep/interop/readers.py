@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lockstep.core.errors import ConfigError, FormatError, unknown_name
 from lockstep.interop.pytorch.sb3 import is_sb3
+from lockstep.interop.tensorflow.sb2 import is_sb2
 from lockstep.models.graph.folder import is_graph_folder
 from lockstep.models.graph.module import GraphModule
 
@@ -72,6 +73,12 @@ READERS: dict[str, Reader] = {
         "lockstep.interop.pytorch.sb3:read_sb3",
         "Stable-Baselines3 model: PPO, A2C, DQN, SAC, TD3, DDPG",
         lambda path, head: is_sb3(path),
+    ),
+    "sb2": Reader(
+        (".zip", ".pkl"),
+        "lockstep.interop.tensorflow.sb2:read_sb2",
+        "Stable-Baselines 2 model: A2C, ACER, ACKTR, PPO1, PPO2, TRPO, DQN, SAC, TD3, DDPG",
+        lambda path, head: is_sb2(path),
     ),
     "cleanrl": Reader(
         (".cleanrl_model",), "lockstep.interop.pytorch.cleanrl:read_cleanrl", "CleanRL checkpoint of PyTorch"

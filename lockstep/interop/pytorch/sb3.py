@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lockstep.core.errors import FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space, space_to_json
 from lockstep.interop.archives import Archive
 from lockstep.interop.chains import ACTIVATIONS, chain, layers_of
-from lockstep.interop.pickles import Record, load_pickle
+from lockstep.interop.pickles import Record, load_pickle, record_class
 from lockstep.interop.pytorch.state import tensors_of, unpickle
 from lockstep.interop.wire import read_file
 from lockstep.models.graph.builder import GraphBuilder
@@ -61,16 +61,21 @@ def read_sb3(path: Path, *, normalize: str | Path = "") -> GraphModule:
     """
     path = Path(path)
     archive = Archive(path, "a zip file of Stable-Baselines3")
-    settings = _settings(archive)
+    settings = settings_of(archive)
     tensors = _policy_tensors(archive)
-    spaces = {key: space_of(_value(settings, key, path), path) for key in ("observation_space", "action_space")}
+    spaces = {key: space_of(value_of(settings, key, path), path) for key in ("observation_space", "action_space")}
     try:
         return _Template(settings, tensors, spaces["observation_space"], spaces["action_space"], path).build(normalize)
     except FormatError as error:
         raise error if error.path else FormatError(error.reason, path=str(path), op=error.op) from error
 
 
-def _settings(archive: Archive) -> dict[str, Any]:
+def settings_of(archive: Archive) -> dict[str, Any]:
+    """The member 'data': settings as JSON.
+
+    Raises:
+        FormatError: it is none.
+    """
     try:
         settings = json.loads(archive.read("data"))
     except (ValueError, RecursionError) as error:
@@ -89,8 +94,18 @@ def _policy_tensors(archive: Archive) -> dict[str, torch.Tensor]:
     return tensors_of(unpickle(inner, roots[0].removesuffix("data.pkl")), archive.path)
 
 
-def _value(settings: Mapping[str, Any], key: str, path: Path) -> Any:
-    """An entry: plain JSON, or a pickle in base64."""
+def value_of(
+    settings: Mapping[str, Any],
+    key: str,
+    path: Path,
+    records: Collection[str] = RECORDS,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Any:
+    """An entry: plain JSON, or a pickle in base64 with what `load_pickle` lets it name.
+
+    Raises:
+        FormatError: damaged, or it names something else.
+    """
     entry = settings.get(key)
     if not isinstance(entry, dict) or ":serialized:" not in entry:
         return entry
@@ -98,7 +113,8 @@ def _value(settings: Mapping[str, Any], key: str, path: Path) -> Any:
         data = base64.b64decode(str(entry[":serialized:"]), validate=True)
     except (binascii.Error, ValueError) as error:
         raise FormatError(f"entry {key!r} is no base64: {error}", path=str(path)) from error
-    return load_pickle(data, str(path), records=RECORDS, hint=f"its {key} was saved with code of the user's")
+    hint = f"its {key} was saved with code of the user's"
+    return load_pickle(data, str(path), records=records, functions=functions, hint=hint)
 
 
 def space_of(value: Any, path: Path) -> Space:
@@ -113,8 +129,9 @@ def space_of(value: Any, path: Path) -> Space:
     try:
         if kind == "Box":
             low, high = (np.asarray(state[key], np.float64).reshape(-1) for key in ("low", "high"))
-            shape = tuple(int(n) for n in state["_shape"])
-            dtype = str(np.dtype(state["dtype"]))
+            # Gym before 0.18 says shape and no _shape, the oldest neither.
+            shape = tuple(int(n) for n in state.get("_shape") or state.get("shape") or np.shape(state["low"]))
+            dtype = str(np.dtype(state.get("dtype") or "float32"))
             bounds = [tuple(x.tolist()) if (x != x[0]).any() else (float(x[0]),) for x in (low, high)]
             return BoxSpace(shape, dtype, *bounds)
         if kind == "Discrete":
@@ -150,7 +167,7 @@ class _Template:
         action_space: Space,
         path: Path,
     ) -> None:
-        kwargs = _value(settings, "policy_kwargs", path)
+        kwargs = value_of(settings, "policy_kwargs", path)
         self.kwargs: dict[str, Any] = kwargs if isinstance(kwargs, dict) else {}
         self.tensors, self.path = tensors, path
         self.obs_space, self.action_space = obs_space, action_space
@@ -281,13 +298,16 @@ class _Template:
         self.make.output(self.make.node("Tanh", [mean]), "action", shape=("rows", None))
 
 
-def read_vec_normalize(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """(mean, variance, clip, epsilon) of the observations, from the `.pkl` of `VecNormalize.save`.
+def read_vec_normalize(path: Path, records: Collection[str] = RECORDS) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """(mean, variance, clip, epsilon) of the observations, from the `.pkl` of `VecNormalize.save`, or the `obs_rms.pkl` that
+    Stable-Baselines 2 wrote before (its clip and epsilon are then the defaults).
 
     Raises:
         FormatError: damaged, or not of VecNormalize.
     """
-    value = load_pickle(read_file(path, MAX_PICKLE_BYTES), str(path), records=RECORDS)
+    value = load_pickle(read_file(path, MAX_PICKLE_BYTES), str(path), records=records)
+    if isinstance(value, Record) and value.name.endswith("RunningMeanStd"):
+        value = _defaults(value)
     state = value.state if isinstance(value, Record) and value.name.endswith("VecNormalize") else {}
     statistics = state.get("obs_rms")
     if not isinstance(statistics, Record):
@@ -302,3 +322,10 @@ def read_vec_normalize(path: Path) -> tuple[np.ndarray, np.ndarray, float, float
     if not state.get("norm_obs", True):
         return np.zeros_like(mean), np.ones_like(var), float("inf"), 0.0
     return mean, var, clip, epsilon
+
+
+def _defaults(statistics: Record) -> Record:
+    """A VecNormalize with its default settings around statistics that were saved alone."""
+    made = record_class("VecNormalize")()
+    made.state = {"clip_obs": 10.0, "epsilon": 1e-8, "obs_rms": statistics}
+    return made
