@@ -57,6 +57,10 @@ class EngineBenchArgs:
     """Architecture; the weights are random."""
     rounds: int = 5
     """Measurements of each side, taken in turn."""
+    streams: tuple[int, ...] = STREAMS
+    """Concurrent streams to measure (vLLM)."""
+    requests: int = 32
+    """Requests of the loads with long prompts (vLLM); each is also answered alone, from an empty cache."""
     threads: int = 2
     """Threads of either side."""
     models: Path | None = None
@@ -92,8 +96,11 @@ def checked(wish: EngineBenchArgs) -> EngineBenchArgs:
         for name in got:
             if name not in known:
                 raise ConfigError(unknown_name(f"{what} beside {wish.peer}", name, known))
-    if min(wish.rounds, wish.threads) < 1:
-        raise ConfigError(f"rounds={wish.rounds} and threads={wish.threads} must be at least 1")
+    if min(wish.rounds, wish.threads, wish.requests, *wish.streams) < 1:
+        raise ConfigError(
+            f"rounds={wish.rounds}, threads={wish.threads}, requests={wish.requests} and streams={wish.streams} must be at "
+            "least 1"
+        )
     if not native.usable():
         raise ConfigError("there are no compiled kernels to measure; install a C++ compiler and reinstall lockstep-rl")
     models.config_of(wish.model)
@@ -157,13 +164,13 @@ def beside_vllm(wish: EngineBenchArgs, kind: str, folder: Path) -> dict[str, Any
         figure["peer"] = peer.ask("load", model=str(theirs), **load)
         both = {"ours": ours, "vllm": peer}
         draw = random.Random(0)
-        for num in STREAMS if "streams" in wish.cases else ():
+        for num in wish.streams if "streams" in wish.cases else ():
             prompts = [random_prompt(draw, 32) for _ in range(num)]
             figure[f"streams {num}"] = generated(both, prompts, 128, wish.rounds)
         prefix = random_prompt(draw, 512)
         loads = {
-            "unshared": [random_prompt(draw, 544) for _ in range(32)],
-            "shared": [prefix + random_prompt(draw, 32) for _ in range(32)],
+            "unshared": [random_prompt(draw, 544) for _ in range(wish.requests)],
+            "shared": [prefix + random_prompt(draw, 32) for _ in range(wish.requests)],
         }
         for name, prompts in loads.items():
             if name in wish.cases:
