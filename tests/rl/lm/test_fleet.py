@@ -76,8 +76,7 @@ def test_workers_sample_what_the_learners_process_would(
     made: TrainedModel, threads: None, changes: dict[str, Any]
 ) -> None:
     here = sampled(made, replace(LIMITS, **changes))
-    for workers in (1, 3):
-        assert sampled(made, replace(LIMITS, workers=workers, **changes)) == here
+    assert sampled(made, replace(LIMITS, workers=3, **changes)) == here
 
 
 def test_turns_of_an_episode_stay_where_its_tokens_are_known(threads: None) -> None:
@@ -89,14 +88,15 @@ def test_turns_of_an_episode_stay_where_its_tokens_are_known(threads: None) -> N
 
 @pytest.mark.parametrize("changes", [{}, {"adapter__rank": 4, "learner__optimiser__lr": 0.02}])
 def test_a_run_with_workers_is_the_run_without(threads: None, changes: dict[str, Any]) -> None:
-    _, here = run(config(run__total_steps=3, **changes))
-    _, apart = run(config(run__total_steps=3, rollout__workers=2, **changes))
+    small = {"run__total_steps": 2, "start__steps": 1, "evaluation__problems": 2, **changes}
+    _, here = run(config(**small))
+    _, apart = run(config(rollout__workers=2, **small))
     assert apart == here
     assert [line["mismatch_max"] for _, line in apart if "mismatch_max" in line] == [0.0] * len(apart)
 
 
 def test_workers_keep_the_bound_of_staleness(threads: None) -> None:
-    _, found = run(config("cispo", staleness=1, rollout__workers=2, run__total_steps=6))
+    _, found = run(config("cispo", staleness=1, rollout__workers=2, start__steps=0, evaluation__problems=2))
     assert max(line["behind"] for _, line in found) == 1.0
 
 
@@ -116,10 +116,10 @@ def test_a_worker_that_dies_costs_nothing_but_time(
 
 def test_a_lost_worker_is_told_and_counted(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     acting(monkeypatch, die)
-    wish = config(run__total_steps=2, rollout__workers=2)
+    wish = config(run__total_steps=1, rollout__workers=2, start__steps=0, evaluation__problems=2)
     with folder(tmp_path, wish) as directory:
         run(wish, directory)
-    assert [line["worker_lost"] for line in read_jsonl(directory.metrics_path)] == [1.0, 1.0]
+    assert [line["worker_lost"] for line in read_jsonl(directory.metrics_path)] == [1.0]
     ((step, text),) = read_run(directory.path).events()
     assert step == 0
     assert text.startswith("rollout worker")
