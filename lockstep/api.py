@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import nn
-
 from lockstep import kernels
 from lockstep.core.env import runs_root
 from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
@@ -69,6 +67,7 @@ def train(
     recipe_name: str = "",
     on_progress: ProgressHook | None = None,
     on_event: language.EventHook | None = None,
+    policy: Any = None,
     **overrides: Any,
 ) -> Run:
     """Train and write a run directory.
@@ -80,6 +79,8 @@ def train(
         recipe_name: what a config was made from, for the record.
         on_progress: called with (step, total_steps, metrics) at every metric line.
         on_event: called with (step, text) when something happened that a person should know, such as a lost worker.
+        policy: a network in memory to begin from: a model of Keras, or what `lockstep.interop.load` returns (of a file or a
+            folder, `network__imported` has the path).
         overrides: fields of the config by dotted or double-underscore name, e.g. `run__seed=3`, or by their own name
             where only one part of the config has it, e.g. `total_steps=20_000`.
 
@@ -90,7 +91,9 @@ def train(
     for key, value in overrides.items():
         config = override(config, key.replace("__", "."), value)
     validated(config)
-    imported = read_network(config)
+    if policy is not None and "network" not in config.__dict__:
+        raise ConfigError(f"policy= is for control policies; {type(config).__name__} trains a language model")
+    imported = read_network(config) if policy is None else graph_of(policy)
     label = recipe if isinstance(recipe, str) else recipe_name or type(config).__name__.removesuffix("Config").lower()
     directory = RunDirectory.create(
         Path(out) if out is not None else runs_root(),
@@ -106,7 +109,7 @@ def train(
 
 
 def policy_from(
-    network: nn.Module | Path | str,
+    network: Any,
     obs_space: Any = None,
     action_space: Any = None,
     *,
@@ -120,7 +123,7 @@ def policy_from(
     """A policy of ours around a network of another framework, its weights taken over.
 
     Args:
-        network: an imported module, or a file that `lockstep.interop.load` reads.
+        network: an imported module, a model of Keras, or a file that `lockstep.interop.load` reads.
         obs_space, action_space: Gymnasium's spaces or ours; None where the file says them (Stable-Baselines).
         outputs: what the network yields: logits (or probabilities) of discrete actions, action values, the mean of a normal
             distribution, parameters (mean and log-std) of one squashed by tanh, the action itself in (-1, 1), or features for
@@ -136,11 +139,7 @@ def policy_from(
     """
     from lockstep.interop.readers import load as load_network
 
-    module = network if isinstance(network, nn.Module) else load_network(network)
-    if not isinstance(module, GraphModule):
-        raise ConfigError(
-            f"network is a {type(module).__name__}; expected what lockstep.interop.load returns, or a file"
-        )
+    module = load_network(network) if isinstance(network, Path | str) else graph_of(network)
     about = module.graph.about
     obs_space = _space(obs_space, about.obs_space, leaf_space, "obs_space")
     action_space = _space(action_space, about.action_space, action_space_of, "action_space")
@@ -165,6 +164,23 @@ def policy_from(
         value=value,
     )
     return Policy(dataclasses.replace(spec, imported=imported))
+
+
+def graph_of(network: Any) -> GraphModule:
+    """A network in memory as ours.
+
+    Raises:
+        ConfigError: neither what `lockstep.interop.load` returns nor a model of Keras.
+    """
+    if isinstance(network, GraphModule):
+        return network
+    from lockstep.interop.keras.live import from_keras, is_keras_model
+
+    if is_keras_model(network):
+        return from_keras(network)
+    raise ConfigError(
+        f"network is a {type(network).__name__}; expected what lockstep.interop.load returns, a model of Keras, or a file"
+    )
 
 
 def _space(given: Any, told: Any, convert: Any, what: str) -> Space:

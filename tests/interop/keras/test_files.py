@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import torch
 
 pytest.importorskip("h5py")
 
-from lockstep.core.errors import FormatError
+from lockstep.api import policy_from, train
+from lockstep.core.errors import ConfigError, FormatError
+from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.keras import read_keras, save_keras
 from lockstep.interop.readers import format_of, load
 
@@ -87,3 +91,49 @@ def test_code_weights_alone_and_unknown_layers_are_refused_by_name(tmp_path: Pat
     (tmp_path / "y.h5").write_bytes((FILES / "tf" / "mlp.h5").read_bytes()[:5000])
     with pytest.raises(FormatError, match=r"y\.h5: is no HDF5 file of Keras, or is damaged"):
         load(tmp_path / "y.h5")
+
+
+TENSORFLOW = os.environ.get("LOCKSTEP_TENSORFLOW_PYTHON", "")
+OPENED = """
+import sys
+import numpy as np, keras
+x = np.load(sys.argv[2])
+np.save(sys.argv[3], keras.models.load_model(sys.argv[1])(x))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sequential_in_memory_is_a_policy_of_our_trainer_and_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.Input((4,)), dense(16, "tanh"), dense(16, "relu"), dense(2)])
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    expected = model(torch.from_numpy(x)).detach().numpy()
+    policy = policy_from(model, BoxSpace((4,), "float32"), DiscreteSpace(2), outputs="logits")
+    assert [int(policy.predict(row)) for row in x] == expected.argmax(1).tolist()
+    run = train("ppo-cartpole", policy=model, out=tmp_path, total_steps=1024, run__final_episodes=0)
+    tuned = run.policy.imported
+    assert tuned is not None
+    ours = tuned(torch.from_numpy(x)).detach().numpy()
+    assert np.abs(ours - expected).max() > 1e-3
+    save_keras(tuned, tmp_path / "tuned.keras")
+    again = keras.models.load_model(tmp_path / "tuned.keras")(torch.from_numpy(x)).detach().numpy()
+    assert np.abs(again - ours).max() <= 1e-6
+    if not TENSORFLOW:
+        return
+    np.save(tmp_path / "x.npy", x)
+    clean = {"PATH": os.environ["PATH"], "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
+    command = [TENSORFLOW, "-c", OPENED, *(str(tmp_path / name) for name in ("tuned.keras", "x.npy", "y.npy"))]
+    subprocess.run(command, check=True, timeout=300, env=clean, capture_output=True)
+    assert np.abs(np.load(tmp_path / "y.npy") - again).max() <= 1e-5
+
+
+def test_what_is_no_network_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"network is a Linear; expected what lockstep.interop.load returns, a model of"
+    ):
+        policy_from(torch.nn.Linear(2, 2), BoxSpace((2,), "float32"), DiscreteSpace(2), outputs="logits")
