@@ -33,6 +33,7 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
         "reward": "reward",
         "pass_at_k": "pass@k",
         "length": "length",
+        "unscored": "unjudged",
         "eval": "held out",
         "averaged": "averaged",
         "trained": "trained",
@@ -161,6 +162,9 @@ def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int
         if scores is not None:
             greedy = f"; most probable answers {scores.extra['greedy']:.3f}" if "greedy" in scores.extra else ""
             print(f"held out, {word:<6} {scores}{greedy}")
+            failures = int(scores.extra.get("verifier_failures", 0))
+            if failures:
+                print(f"held out, {word:<6} the verifier failed on {failures} answers, which count as wrong")
             for other in BESIDE:
                 if other in scores.extra:
                     print(f"held out, {word:<6} {scores.extra[other]:.3f}, {OTHERS[other]}")

@@ -95,6 +95,10 @@ class StoppedError(LockstepError):
     """The run was asked to stop and left a checkpoint."""
 
 
+MANY = 150
+"""Names that are told in full."""
+
+
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     """Message for an unknown name, with the nearest known one as a suggestion.
 
@@ -104,4 +108,7 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
+    if len(names) > MANY:
+        near = difflib.get_close_matches(got, names, n=10, cutoff=0.3) or names[:10]
+        return f"unknown {what} {got!r}{hint} {len(names)} are known, such as {', '.join(near)}"
     return f"unknown {what} {got!r}{hint} Known: {', '.join(names)}"

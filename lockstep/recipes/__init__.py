@@ -12,6 +12,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "grpo-spell-backward": language.spell_backward,
     "grpo-chain-sum": language.chain_sum,
     "grpo-letter-counting": language.letter_counting,
+    "grpo-task": language.task,
     "ppo-spell-backward": language.ppo_spell_backward,
     "dr-grpo-spell-backward": language.dr_grpo_spell_backward,
     "dapo-spell-backward": language.dapo_spell_backward,

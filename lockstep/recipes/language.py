@@ -17,6 +17,7 @@ from lockstep.rl.lm.evaluate import EvaluationConfig
 from lockstep.rl.lm.grpo import GRPOConfig
 from lockstep.rl.lm.rollout import RolloutConfig
 from lockstep.rl.lm.start import StartConfig
+from lockstep.rl.lm.teacher import TeacherConfig
 
 
 def _recipe(
@@ -56,6 +57,21 @@ def chain_sum() -> GRPOConfig:
 def letter_counting() -> GRPOConfig:
     """How often a letter stands in a few words, by GRPO: a new 0.9M-parameter model."""
     return _recipe("letter_counting", {"min_words": 2, "max_words": 4}, start=60, updates=100, max_tokens=6)
+
+
+def task() -> GRPOConfig:
+    """Any task, by GRPO: give --task.name (FILE.jsonl, code:FILE.jsonl, textarena:GAME, my_module:MyTask) and --model.path."""
+    return GRPOConfig(
+        task=TaskConfig(name="train.jsonl"),
+        model=ModelConfig(width=128, hidden=384, num_layers=4, num_heads=4, vocab_size=512, max_context=1024),
+        rollout=RolloutConfig(groups=16, group_size=8, max_tokens=256),
+        learn=LearnConfig(minibatches=2),
+        learner=LearnerConfig(
+            optimiser=OptimiserConfig(lr=1e-6, schedule=ScheduleConfig(kind="constant", warmup_steps=5))
+        ),
+        evaluation=EvaluationConfig(problems=128),
+        run=UpdatesConfig(total_steps=200, eval_every=50),
+    )
 
 
 def _by(algorithm: str) -> GRPOConfig:
@@ -138,15 +154,15 @@ def int8_spell_backward() -> GRPOConfig:
 
 
 def distill_spell_backward() -> GRPOConfig:
-    """Words spelled backward, learned from a teacher on the student's own samples: give --teacher.path a run or model."""
+    """Words spelled backward, learned of a teacher at the student's own samples: give --teacher.path a run or a model."""
     base = _by("distill")
+    falling = ScheduleConfig(kind="linear", warmup_steps=5, final=0.1)
     return replace(
         base,
-        model=replace(base.model, width=64, hidden=192, num_layers=3, num_heads=2),
+        model=replace(base.model, width=96, hidden=288, num_heads=3),
+        teacher=TeacherConfig(references=32),
+        rollout=replace(base.rollout, groups=32, group_size=4),
         learn=replace(base.learn, minibatches=1),
-        learner=LearnerConfig(
-            optimiser=OptimiserConfig(
-                kind="muon", lr=1e-3, muon_lr=0.01, schedule=ScheduleConfig(kind="linear", warmup_steps=5, final=0.1)
-            )
-        ),
+        learner=LearnerConfig(optimiser=OptimiserConfig(kind="muon", lr=2e-3, muon_lr=0.02, schedule=falling)),
+        run=replace(base.run, total_steps=200, eval_every=50),
     )

@@ -16,7 +16,7 @@ from lockstep.core.errors import ConfigError, FormatError
 from lockstep.core.trajectory import Problem, Score
 from lockstep.envs.lm.records import read_jsonl
 from lockstep.envs.lm.sandbox import SandboxConfig, run_program
-from lockstep.envs.lm.task import Task, check_index
+from lockstep.envs.lm.task import Task, check_index, check_share, is_held_out
 
 _BLOCK = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
@@ -28,12 +28,16 @@ class CodeConfig:
     path: str = ""
     """A JSONL file. Empty: `records` are handed to `CodeTask`."""
     prompt_key: str = "prompt"
-    """Field of the prompt: text, or a list of messages."""
+    """Field of the prompt, a text."""
     tests_key: str = "tests"
     """Field of the tests: statements that raise where the program is wrong, or objects with `input` and `output` (texts
     of standard input and output, compared line by line but for blank space at the end of each)."""
     solution_key: str = "solution"
     """Field of a reference program; a record may lack it."""
+    split: Literal["all", "train", "held_out"] = "all"
+    """Records held out are chosen by their prompt's text, so that repeated prompts stay on one side."""
+    held_out_share: float = 0.1
+    """Share of the records that is held out, 0 to 1."""
     reward: Literal["all", "share"] = "all"
     """1 if all tests pass and else 0, or the share of tests that pass."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -56,6 +60,7 @@ class CodeTask(Task):
     def __init__(self, config: CodeConfig, records: Iterable[Any] | None = None) -> None:
         if bool(config.path) == (records is not None):
             raise ConfigError(f"path={config.path!r} and records: give exactly one of them")
+        check_share(config.held_out_share, "held_out_share")
         self.config = config
         numbered = ((f"records[{number}]", record) for number, record in enumerate(records or ()))
         self._rows: Sequence[Mapping[str, Any]] | None = _checked(
@@ -136,11 +141,16 @@ def _lines(text: str) -> list[str]:
 
 def _checked(rows: Iterable[tuple[str, Any]], config: CodeConfig) -> list[Mapping[str, Any]]:
     records = []
+    count = 0
     for place, record in rows:
         _check(place, record, config)
-        records.append(record)
+        count += 1
+        if config.split == "all" or is_held_out(record[config.prompt_key], config.held_out_share) == (
+            config.split == "held_out"
+        ):
+            records.append(record)
     if not records:
-        raise ConfigError(f"{config.path or 'records'}: no problems")
+        raise ConfigError(f"{config.path or 'records'}: no problem in split {config.split!r} of {count} records")
     return records
 
 

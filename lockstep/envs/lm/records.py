@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, final
 from lockstep.core.errors import ConfigError, FormatError, LockstepError
 from lockstep.core.trajectory import Problem, Score
 from lockstep.envs.lm import math_answer
-from lockstep.envs.lm.task import Task, check_index, check_share
+from lockstep.envs.lm.task import Task, check_index, check_share, is_held_out
 
 MATH_SYSTEM = "Solve the problem step by step. End with the final answer in \\boxed{}."
 
@@ -137,8 +136,7 @@ class RecordsTask(Task):
             self._check(place, record)
             count += 1
             text = json.dumps(record[config.prompt_key], sort_keys=True)
-            is_held_out = zlib.crc32(text.encode()) / 2**32 < config.held_out_share
-            if config.split == "all" or is_held_out == (config.split == "held_out"):
+            if config.split == "all" or is_held_out(text, config.held_out_share) == (config.split == "held_out"):
                 kept.append(record)
         if not kept:
             raise ConfigError(f"{self.name}: no problem in split {config.split!r} of {count} records")
@@ -235,7 +233,9 @@ def find_object(path: str, what: str) -> Any:
             found = inspect.getattr_static(found, name) if inspect.isclass(found) else found.__dict__[name]
     except LockstepError:
         raise
-    except (ImportError, KeyError, AttributeError) as error:
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"module {module_name!r} has no {names!r}; expected a {what}") from error
+    except Exception as error:  # whatever the user's module does while it is imported
         raise ConfigError(
             f"{path!r} cannot be imported ({type(error).__name__}: {error}); expected a {what}"
         ) from error

@@ -6,6 +6,7 @@ another process or on another machine is the same problem, and an episode can be
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,15 @@ def check_index(index: int, task: Task | EpisodeTask) -> None:
     end = task.num_problems
     if index < 0 or (end is not None and index >= end):
         raise InputError(f"{task.name}: problem {index} of {end}; indices run from 0", field="index")
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a problem is kept for evaluation: decided by its text alone, so that one that comes twice stays on one side.
+
+    >>> [is_held_out(text, 0.5) for text in "abcd"]
+    [False, True, True, False]
+    """
+    return zlib.crc32(text.encode()) / 2**32 < share
 
 
 def check_share(value: float, name: str) -> None:

@@ -125,7 +125,7 @@ def max_likelihood(rewards: Rewards) -> Tensor:
 
 
 def pass_at_k(rewards: Rewards) -> Tensor:
-    """What a sample adds to the best of k (PKPO, Walder & Karkhanis 2025, leave-one-out form): n / C(n, k) times the sum,
+    """What a sample adds to the best of k (PKPO, Walder & Karkhanis 2025, eq. 33): n / C(n, k) times the sum,
     over the subsets of k of its group that hold it, of (best of the subset − best of the others in it).
 
     The mean over samples of advantage · ∇log π is unbiased for ∇E[max of k rewards]. For right-or-wrong rewards with c right

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lockstep.core.errors import ConfigError, ExactnessError
+from lockstep.core.errors import ConfigError, EnvError, ExactnessError
 from lockstep.core.trajectory import Trajectory
 from lockstep.layers.low_rank import Adapter
 from lockstep.learn.learner import Learner, Loss, Metrics
@@ -35,6 +35,9 @@ from lockstep.rl.lm.teacher import OnlineTeacher
 
 SampleKey = tuple[int, int]
 """(number of the group, index of the sample in it)."""
+
+BROKEN = 16
+"""Answers in a row that no verifier fails to judge by chance."""
 
 _OF_THE_LAST = ("clip_fraction", "old_kl", "ratio_max")
 """Metrics that tell something after the first step only."""
@@ -120,10 +123,15 @@ def make_batch(
     Args:
         version: of the learner; samples wholly of it are held to its bits where `exact`.
         references: answers for a teacher to speak of, spread over the minibatches.
+
+    Raises:
+        EnvError: not one of many samples could be judged: the verifier does not work, and nothing would be learned.
     """
     all_rows = [(group, one) for group in groups for one in group.trajectories]
     rows = [(group, one) for group, one in all_rows if one.score and one.score.is_scored]
     num_unscored = len(all_rows) - len(rows)
+    if len(all_rows) >= BROKEN and not rows and config.loss.advantage != "none":
+        raise unjudged([one for _, one in all_rows], f"of update {version + 1}")
     if config.loss.advantage == "none":
         rows = all_rows
     advantages = _advantages(rows, config, rollout)
@@ -158,6 +166,16 @@ def make_batch(
         advantages={}
         if config.loss.advantage in ("gae", "none")
         else {(group.number, one.index): value for (group, one), value in zip(rows, advantages, strict=True)},
+    )
+
+
+def unjudged(trajectories: Sequence[Trajectory], where: str) -> EnvError:
+    """What to say where no answer could be judged."""
+    first = next((one.score for one in trajectories if one.score is not None), None)
+    why = "no score" if first is None else f"{first.verdict.value}: {first.detail}"
+    return EnvError(
+        f"none of {len(trajectories)} answers {where} could be judged; the first: {why}. Look at the verifier with "
+        "`lockstep doctor TASK`; a run goes on from its last checkpoint once it is mended"
     )
 
 

@@ -11,6 +11,7 @@ from lockstep.envs.lm.verify import VerifierPool
 from lockstep.layers.low_rank import Adapter
 from lockstep.learn.session import Scores
 from lockstep.models.language import LanguageModel
+from lockstep.rl.lm.batch import unjudged
 from lockstep.rl.lm.problems import AnyTask, first_problems
 from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts, new_engine
 from lockstep.tokenize.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def evaluate(
 ) -> tuple[Scores, list[Group]]:
     """Scores of the first held-out problems, by an engine of its own on the weights as they are.
 
-    A problem whose verifier failed counts 0 and is counted in `verifier_failures`.
+    An answer whose verifier failed counts 0 and is counted in `verifier_failures`.
 
     Args:
         task: the held-out half.
@@ -52,6 +53,7 @@ def evaluate(
 
     Raises:
         ConfigError: a level of a task without levels.
+        EnvError: not one answer could be judged.
 
     Returns:
         (a score a problem, what the model wrote at the temperature).
@@ -70,6 +72,8 @@ def evaluate(
     groups = answer(config.samples, config.temperature)
     lengths = [one.num_sampled for group in groups for one in group.trajectories]
     failures = sum(one.score is None or not one.score.is_scored for group in groups for one in group.trajectories)
+    if failures == len(lengths):
+        raise unjudged([one for group in groups for one in group.trajectories], f"of {len(problems)} held-out problems")
     extra = {"verifier_failures": float(failures), "length": sum(lengths) / len(lengths)}
     if levelled(task) is not None:
         extra["level"] = float(config.level)

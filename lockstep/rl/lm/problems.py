@@ -44,7 +44,8 @@ class ProblemSource:
 
 
 def first_problems(task: AnyTask, num: int, level: int = 0) -> list[Problem]:
-    """The first `num` different problems of a task, the same for every run: what evaluations are on.
+    """The first `num` different problems of a task, the same for every run: what evaluations are on. Of episodes the first
+    `num`: two that begin alike may go on differently.
 
     Args:
         level: of them, where the task has levels.
@@ -57,7 +58,7 @@ def first_problems(task: AnyTask, num: int, level: int = 0) -> list[Problem]:
     first = level_index(level, 0)
     for index in range(first, first + (4 * num if end is None else end)):
         problem = task.problem(index)
-        found.setdefault(text_of(problem), problem)
+        found.setdefault(str(index) if isinstance(task, EpisodeTask) else text_of(problem), problem)
         if len(found) == num:
             break
     if not found:

@@ -38,6 +38,19 @@ class AllDigits(Digits):
         return Problem(index=index, prompt=f"say {index % 10}:", answer=str(index % 10))
 
 
+class Broken(Digits):
+    """Whose verifier is never done with an answer, or only with evaluation's."""
+
+    def __init__(self, split: str = "train", seed: int = 0, everywhere: bool = True) -> None:
+        super().__init__(split, seed)
+        self._raises = everywhere or split == "train"
+
+    def score(self, problem: Problem, text: str) -> Score:
+        if self._raises:
+            raise ZeroDivisionError("no such judge")
+        return super().score(problem, text)
+
+
 class Sleepy(Digits):
     """Sleeps for ever over every third answer."""
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lockstep.core.errors import DeadlineError, WeightsError
+from lockstep.api import override
+from lockstep.core.errors import DeadlineError, EnvError, WeightsError
 from lockstep.core.request import WeightsVersion
 from lockstep.core.trajectory import Trajectory, Verdict
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
@@ -118,6 +119,16 @@ def test_a_verifier_that_sleeps_for_ever_is_counted_and_teaches_nothing() -> Non
         metrics = rollout_metrics(groups, rollouts(verifier, Digits()).stats, verifier)
         assert metrics["verifier_timed_out"] == 2
         assert 0.0 <= metrics["reward"] <= 1.0
+
+
+@pytest.mark.parametrize(("everywhere", "where"), [(True, "of 5 held-out problems"), (False, "of update 1")])
+def test_a_verifier_that_judges_nothing_ends_the_run_with_its_reason(everywhere: bool, where: str) -> None:
+    wish = config(task__name="tests.rl.lm.digits:Broken", rollout__groups=4, start__steps=0)
+    wish = override(wish, "task.options", {"everywhere": everywhere})
+    with pytest.raises(
+        EnvError, match=rf"none of \d+ answers {where} could be judged; .*ZeroDivisionError: no such judge"
+    ):
+        run(wish)
 
 
 def test_a_sampler_that_stops_answering_is_an_error_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
