@@ -56,6 +56,7 @@ def test_the_text_is_the_one_without_a_draft(temperature: float) -> None:
     assert steps["same"] < steps["weak"] < steps["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_draws")
 def test_the_drafts_pages_survive_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that is the model served is always right, so a guess that is wrong shows a lost or stale key."""

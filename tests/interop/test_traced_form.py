@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, dict[str, str], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_graph_equals_the_framework(name: str, tmp_path: Path) -> None:
     source, outputs, axis, options, num_weights = CASES[name]
@@ -63,6 +64,7 @@ def test_a_recurrence_keeps_its_free_length() -> None:
     assert np.abs(value.detach().numpy() - stored["y0"][:2]).max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["caffe/lstm.prototxt", "cntk/lstm.model"])
 def test_a_loop_of_an_old_framework_is_one_scan_of_free_length_that_a_policy_steps_through(name: str) -> None:
     """The stored outputs whole, cut short, and with the state carried from step to step."""

@@ -59,6 +59,7 @@ def test_special_ids(name: str, bos: int, eos: tuple[int, ...], prefix: list[int
     assert tokenizer.encode("Hello", add_special=True, parse_special=False) == prefix + bare
 
 
+@pytest.mark.slow
 def test_control_tokens_are_text_unless_asked(vocabulary_of: Any) -> None:
     for name, text in (("qwen2", "<|im_start|>user"), ("llama-bpe", "<|eot_id|>x"), ("llama-spm", "</s>x")):
         tokenizer = vocabulary_of(name)
@@ -312,6 +313,7 @@ def test_sentencepiece_folder_agrees_with_the_gguf_of_the_same_vocabulary(
     assert [folder.token_bytes(i) for i in range(32000)] == [gguf.token_bytes(i) for i in range(32000)]
 
 
+@pytest.mark.slow
 def test_importing_lockstep_imports_no_tokenizer_package() -> None:
     code = (
         "import sys, lockstep, lockstep.tokenize.tokenizer, lockstep.tokenize.chat, lockstep.tokenize.grammar;"

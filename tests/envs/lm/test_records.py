@@ -167,6 +167,7 @@ def test_a_harmful_program_harms_nothing(program: str, victim: Path) -> None:
     assert victim.stat().st_mode & 0o777
 
 
+@pytest.mark.slow
 def test_what_a_program_may_do() -> None:
     program = """
 import collections, json, math, os, re, threading

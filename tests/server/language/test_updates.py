@@ -82,6 +82,7 @@ def said(http: httpx.Client, **changes: Any) -> dict[str, Any]:
     return reply.json()
 
 
+@pytest.mark.slow
 def test_another_process_puts_new_weights_in(server: LiveServer, http: httpx.Client, tmp_path: Path) -> None:
     before = http.get("/get_weight_version").json()
     assert before["digest"] == weights_digest(build_model(CONFIG, 3, trainable=False))
@@ -181,6 +182,7 @@ def streamed(url: str, into: list[str], body: dict[str, Any]) -> threading.Threa
     return thread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["keep", "recompute", "wait", "abort"])
 def test_pause_modes(server: LiveServer, http: httpx.Client, mode: str) -> None:
     expected: list[str] = []
@@ -206,6 +208,7 @@ def test_pause_modes(server: LiveServer, http: httpx.Client, mode: str) -> None:
     assert ("".join(pieces) == "".join(expected)) == (mode != "abort")
 
 
+@pytest.mark.slow
 def test_sleep_gives_memory_back_and_samples_go_on(server: LiveServer, http: httpx.Client) -> None:
     expected: list[str] = []
     streamed(server.url, expected, LONG).join()
@@ -249,6 +252,7 @@ def test_an_update_in_the_middle_of_a_text(server: LiveServer, http: httpx.Clien
         assert [run["version"] for run in runs] == ([version - 1] if mode == "wait" else [version - 1, version])
 
 
+@pytest.mark.slow
 def test_adapters_are_models_of_their_names(server: LiveServer, http: httpx.Client, tmp_path: Path) -> None:
     folder = server.folder.parent / "brief"
     import openai
