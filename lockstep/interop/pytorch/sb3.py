@@ -117,6 +117,22 @@ def value_of(
     return load_pickle(data, str(path), records=records, functions=functions, hint=hint)
 
 
+def width_of(space: Space) -> int:
+    """Numbers that a dense network sees of one observation, discrete ones as one-hot.
+
+    Raises:
+        FormatError: a space whose observations are no single vector.
+    """
+    match space:
+        case DiscreteSpace():
+            return space.n
+        case MultiDiscreteSpace():
+            return sum(space.nvec)
+        case BoxSpace():
+            return int(np.prod(space.shape))
+    raise FormatError(f"observations {space}")
+
+
 def space_of(value: Any, path: Path) -> Space:
     """A pickled space of Gymnasium or Gym.
 
@@ -206,7 +222,7 @@ class _Template:
 
     def _input(self, normalize: str | Path) -> str:
         self.port = "observation"
-        self.shape: tuple[int | str | None, ...] = ("rows", self._width())
+        self.shape: tuple[int | str | None, ...] = ("rows", width_of(self.obs_space))
         if self._is_image():
             assert isinstance(self.obs_space, BoxSpace)
             self.shape = ("rows", *self.obs_space.shape)
@@ -220,20 +236,12 @@ class _Template:
     def _is_image(self) -> bool:
         return any(tensor.ndim == 4 for tensor in self.tensors.values())
 
-    def _width(self) -> int:
-        match self.obs_space:
-            case DiscreteSpace():
-                return self.obs_space.n
-            case MultiDiscreteSpace():
-                return sum(self.obs_space.nvec)
-            case BoxSpace():
-                return int(np.prod(self.obs_space.shape))
-        raise FormatError(f"observations {self.obs_space}")
-
     def _normalised(self, x: str, path: Path) -> str:
         mean, var, clip, epsilon = read_vec_normalize(path)
-        if mean.size != self._width():
-            raise FormatError(f"normalises {mean.size} columns; the policy has {self._width()}", path=str(path))
+        if mean.size != width_of(self.obs_space):
+            raise FormatError(
+                f"normalises {mean.size} columns; the policy has {width_of(self.obs_space)}", path=str(path)
+            )
         std = np.sqrt(var + epsilon)
         make = self.make
         shape = (-1,) if not self._is_image() else mean.shape

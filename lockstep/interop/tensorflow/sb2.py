@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from lockstep.core.errors import FormatError
-from lockstep.core.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space, space_to_json
+from lockstep.core.spaces import BoxSpace, Space, space_to_json
 from lockstep.interop.archives import Archive
 from lockstep.interop.chains import ACTIVATIONS, Layer, activation, chain
 from lockstep.interop.pickles import Record, load_pickle, record_class
-from lockstep.interop.pytorch.sb3 import RECORDS, read_vec_normalize, settings_of, space_of, value_of
+from lockstep.interop.pytorch.sb3 import RECORDS, read_vec_normalize, settings_of, space_of, value_of, width_of
 from lockstep.interop.wire import read_file
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About, Dim
@@ -214,13 +214,13 @@ class _Template:
         return any(tensor.ndim == 4 and min(tensor.shape[:2]) > 1 for tensor in self.tensors.values())
 
     def _input(self, normalize: str | Path) -> str:
-        shape: tuple[Dim, ...] = ("rows", self._width())
+        shape: tuple[Dim, ...] = ("rows", width_of(self.obs_space))
         if self._is_image():
             if not isinstance(self.obs_space, BoxSpace) or len(self.obs_space.shape) != 3:
                 raise FormatError(f"has convolutions for the observations {self.obs_space}")
             shape = ("rows", *self.obs_space.shape)
         elif "model/lstm1/wx" in self.tensors:
-            shape = ("rows", "steps", self._width())
+            shape = ("rows", "steps", width_of(self.obs_space))
         x = self.make.input("observation", shape=shape)
         if normalize:
             mean, var, clip, epsilon = read_vec_normalize(Path(normalize), SB2_RECORDS)
@@ -243,16 +243,6 @@ class _Template:
             stored = self.make.tensor(f"observation.{op.lower()}", np.asarray(value, np.float32), trainable=False)
             x = self.make.node(op, [x, stored])
         return x
-
-    def _width(self) -> int:
-        match self.obs_space:
-            case DiscreteSpace():
-                return self.obs_space.n
-            case MultiDiscreteSpace():
-                return sum(self.obs_space.nvec)
-            case BoxSpace():
-                return int(np.prod(self.obs_space.shape))
-        raise FormatError(f"observations {self.obs_space}")
 
     def _dense(self, scope: str) -> Layer:
         """One dense layer by its scope, whatever its maker called weight and bias."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lockstep.api import override
+from lockstep.core.errors import StoppedError
 from lockstep.envs.lm.make import TaskConfig
 from lockstep.envs.lm.verify import VerifierConfig
 from lockstep.learn.learner import LearnerConfig
@@ -57,3 +60,16 @@ def untimed(line: dict[str, float]) -> dict[str, float]:
 
 def folder(root: Path, wish: GRPOConfig) -> RunDirectory:
     return RunDirectory.create(root, "tiny", wish, wish.run.seed)
+
+
+def stopped(root: Path, wish: GRPOConfig, step: int = 2) -> RunDirectory:
+    """A run that was told to stop after so many updates, and did."""
+    parts = folder(root, wish)
+
+    def stop(done: int, *_: object) -> None:
+        session.stop_requested = done == step
+
+    session = Session(wish.run, directory=parts, on_progress=stop)
+    with parts, pytest.raises(StoppedError, match=f"step {step}"), session:
+        grpo.train(wish, session)
+    return parts

@@ -11,7 +11,7 @@ import torch
 from lockstep.cli import evaluate_language
 from lockstep.cli.model_words import of_run
 from lockstep.cli.train import columns
-from lockstep.core.errors import CheckpointError, ConfigError, StoppedError
+from lockstep.core.errors import CheckpointError, ConfigError
 from lockstep.engine.llm import load
 from lockstep.learn.learner import Learner, LearnerConfig
 from lockstep.learn.optimiser import OptimiserConfig
@@ -23,7 +23,7 @@ from lockstep.runs.directory import RunDirectory
 from lockstep.runs.jsonl import read_jsonl
 from tests.learn.test_learner import mean_loss
 from tests.learn.tiny import examples, tiny
-from tests.rl.lm.small import config, folder, run
+from tests.rl.lm.small import config, folder, run, stopped
 
 EMA = {"learner__ema_decay": 0.5, "learner__optimiser__lr": 0.02, "run__eval_every": 2}
 
@@ -86,14 +86,10 @@ def test_both_are_evaluated_written_and_chosen(serve: str, tmp_path: Path, capsy
 
 def test_a_stopped_run_goes_on_with_its_average(tmp_path: Path) -> None:
     wish = config("grpo", **EMA, learner__serve="averaged", adapter__rank=4)
-    whole, parts = folder(tmp_path / "whole", wish), folder(tmp_path / "parts", wish)
+    whole = folder(tmp_path / "whole", wish)
     with whole:
         run(wish, whole)
-    session = Session(
-        wish.run, directory=parts, on_progress=lambda step, *_: setattr(session, "stop_requested", step == 2)
-    )
-    with parts, pytest.raises(StoppedError), session:
-        grpo.train(wish, session)
+    parts = stopped(tmp_path / "parts", wish)
     again = RunDirectory.open(parts.path)
     with again:
         run(wish, again, resume=True)

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lockstep.core.errors import ExactnessError, StoppedError
+from lockstep.core.errors import ExactnessError
 from lockstep.learn.learner import Learner
-from lockstep.learn.session import Session
-from lockstep.rl.lm import grpo
 from lockstep.rl.lm.algorithms import ALGORITHMS
 from lockstep.rl.lm.collector import Collector
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.jsonl import read_jsonl
-from tests.rl.lm.small import config, folder, run, untimed
+from tests.rl.lm.small import config, folder, run, stopped, untimed
 
 
 def digest(directory: RunDirectory) -> str:
@@ -57,12 +55,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     whole = folder(tmp_path / "whole", wish)
     with whole:
         run(wish, whole)
-    parts = folder(tmp_path / "parts", wish)
-    session = Session(
-        wish.run, directory=parts, on_progress=lambda step, *_: setattr(session, "stop_requested", step == 2)
-    )
-    with parts, pytest.raises(StoppedError, match="step 2"), session:
-        grpo.train(wish, session)
+    parts = stopped(tmp_path / "parts", wish)
     again = RunDirectory.open(parts.path)
     with again:
         run(wish, again, resume=True)

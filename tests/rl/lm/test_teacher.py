@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lockstep.core.errors import CheckpointError, ConfigError, StoppedError
+from lockstep.core.errors import CheckpointError, ConfigError
 from lockstep.learn import distill
 from lockstep.learn.learner import Learner, LearnerConfig
 from lockstep.learn.losses import distribution_divergence
 from lockstep.learn.model import ModelConfig, Teacher, build, load_teacher
 from lockstep.learn.optimiser import OptimiserConfig
 from lockstep.learn.packing import Example, micro_batches
-from lockstep.learn.session import Session
 from lockstep.models.families import build_model
 from lockstep.rl.lm import grpo
 from lockstep.rl.lm.algorithms import ALGORITHMS, PolicyLossConfig, TeacherLossConfig
@@ -30,7 +29,7 @@ from lockstep.runs.jsonl import read_jsonl
 from lockstep.tokenize.training import train_tokenizer
 from tests.learn.tiny import LLAMA, tiny
 from tests.rl.lm.digits import AllDigits
-from tests.rl.lm.small import config, folder, run, untimed
+from tests.rl.lm.small import config, folder, run, stopped, untimed
 from tests.rl.lm.test_losses import batch
 
 STUDENT = {
@@ -152,12 +151,7 @@ def test_a_stopped_student_goes_on_as_if_it_had_not_and_with_no_other_teacher(ta
     whole = folder(tmp_path / "whole", wish)
     with whole:
         run(wish, whole)
-    parts = folder(tmp_path / "parts", wish)
-    session = Session(
-        wish.run, directory=parts, on_progress=lambda step, *_: setattr(session, "stop_requested", step == 2)
-    )
-    with parts, pytest.raises(StoppedError, match="step 2"), session:
-        grpo.train(wish, session)
+    parts = stopped(tmp_path / "parts", wish)
     other = build_model(json.loads((taught / "model/config.json").read_text()), 5)
     made = dataclasses.replace(build(ModelConfig(path=str(taught)), [], 1, None), model=other)
     made.write(tmp_path / "other" / "model", {}, "other")
