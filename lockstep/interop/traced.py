@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node as TracedNode
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from lockstep.core.errors import FormatError
 from lockstep.interop.loops import OPERATOR, Body, recording
@@ -89,6 +90,7 @@ def trace(
     dynamic = tuple({i: auto for i, dim in enumerate(shape) if isinstance(dim, str)} for shape in inputs.values())
     with recording() as bodies:
         program = _exported(_Positional(module.eval()), examples, {"inputs": dynamic}, path)
+        _check_free(program, inputs, about.time_axis, path)
         return from_program(program, inputs, output_names, about=about, path=path, original=original, bodies=bodies)
 
 
@@ -97,6 +99,23 @@ def _exported(module: nn.Module, examples: tuple[Tensor, ...], dynamic: Any, pat
         return torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # the tracer's errors have no common root
         raise FormatError(f"cannot be traced as a graph: {str(error).splitlines()[0][:300]}", path=path) from error
+
+
+def _check_free(
+    program: torch.export.ExportedProgram, inputs: Mapping[str, Sequence[Dim]], time_axis: int | None, path: str
+) -> None:
+    """The tracer takes a free dimension for the example's size where the module asks for that size, and says nothing. It also
+    does so with the steps of a fused recurrence, which stays one node that runs at any length."""
+    found = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    given = (found[name] for name in program.graph_signature.user_inputs if isinstance(name, str))
+    for (name, shape), value in zip(inputs.items(), given, strict=True):
+        for place, dim in enumerate(shape):
+            if isinstance(dim, str) and place != time_axis and is_concrete_int(value.shape[place]):
+                raise FormatError(
+                    f"input {name!r}, dimension {place} ({dim}), was taken as {value.shape[place]} while tracing; a free one "
+                    "was expected: the network holds for that size only",
+                    path=path,
+                )
 
 
 def from_program(

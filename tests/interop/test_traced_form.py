@@ -12,7 +12,9 @@ from lockstep.api import policy_from
 from lockstep.core.errors import FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.readers import format_of, load
+from lockstep.interop.traced import trace
 from lockstep.models.graph.folder import load_graph, save_graph
+from lockstep.models.graph.graph import About
 
 FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
 # File -> (stored input, stored outputs, axis of the rows, options, number of weights).
@@ -95,3 +97,12 @@ def test_what_a_graph_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.prototxt").write_text("")
     with pytest.raises(FormatError, match=r"its companion .*a.caffemodel does not exist; give it with weights="):
         load(tmp_path / "a.prototxt")
+
+
+def test_a_network_of_one_batch_size_is_refused_where_the_batch_is_free() -> None:
+    class Three(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(3, 4) * 2.0
+
+    with pytest.raises(FormatError, match=r"dimension 0 \(batch\), was taken as 3"):
+        trace(Three(), {"x": ("batch", 4)}, ["y"], about=About(), path="three")
