@@ -1,7 +1,9 @@
-"""Counts the random cases that the suites of invariance try, for the summary of a run, over all its processes."""
+"""Counts the random cases that the suites of invariance try, for the summary of a run, over all its processes;
+and spares what was collected from the search for garbage."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +27,10 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
         counts[what] += num
 
     return count
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
