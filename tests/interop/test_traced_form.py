@@ -106,3 +106,18 @@ def test_a_network_of_one_batch_size_is_refused_where_the_batch_is_free() -> Non
 
     with pytest.raises(FormatError, match=r"dimension 0 \(batch\), was taken as 3"):
         trace(Three(), {"x": ("batch", 4)}, ["y"], about=About(), path="three")
+
+
+def test_a_graph_calls_the_registered_operators_and_leaves_them_in_their_place() -> None:
+    """A new object in an operator's place has none of its Python kernels, and later traces of the process fail."""
+
+    class Clamped(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clamp(0.0, 1.0).permute(1, 0)
+
+    module = trace(Clamped(), {"x": ("batch", 4)}, ["y"], about=About(), path="clamped")
+    registered = [torch.ops.aten.clamp, torch.ops.aten.clamp.default, torch.ops.aten.permute.default]
+    assert {node.op for node in module.graph.walk()} >= {"aten.clamp.default", "aten.permute.default"}
+    module(torch.ones(2, 4))
+    found = [torch.ops.aten.clamp, torch.ops.aten.clamp.default, torch.ops.aten.permute.default]
+    assert all(a is b for a, b in zip(registered, found, strict=True))

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lockstep.core.errors import FormatError
 from lockstep.models.graph.call import Call
@@ -59,18 +58,6 @@ def operation(name: str) -> str:
     return f"aten.{name}" if "." in name else f"aten.{name}.default"
 
 
-# These, called as operators first in a process (and of a parameter), spoil later traces of PyTorch 2.13: it then takes their
-# C++ meta kernels, which know no free sizes.
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "view": Tensor.view,
-    "convolution": torch.convolution,
-    "permute": torch.permute,
-    "transpose": torch.transpose,
-    "t": torch.t,
-    "unsqueeze": torch.unsqueeze,
-}
-
-
 def _run(call: Call, *inputs: Value) -> Value:
     packet, overload = call.op.split(".")[1:]
     arguments, named = _decode(json.loads(call.need("call")), [to_tensor(value) for value in inputs])
@@ -84,9 +71,8 @@ def _run(call: Call, *inputs: Value) -> Value:
     device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
     if "device" in named:
         named["device"] = device
-    if packet in _FUNCTIONS:
-        return _FUNCTIONS[packet](*arguments, **named)
-    out = torch.ops.aten.__getattr__(packet).__getattr__(overload)(*arguments, **named)
+    # Not by `__getattr__`, which puts a new operator in the place of the registered one, without its Python kernels.
+    out = getattr(getattr(torch.ops.aten, packet), overload)(*arguments, **named)
     return tuple(out) if isinstance(out, list) else out
 
 
