@@ -28,7 +28,7 @@ USAGE = """usage: lockstep train RECIPE [--out DIR] [--name NAME] [--FIELD VALUE
 
 COLUMNS = ("return", "length", "eval_return", "steps_per_s", "entropy", "approx_kl", "loss")
 LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
-    "supervised": {"start": "start", "start_loss": "start loss"},
+    "supervised": {"checked": "rows read", "start": "start", "start_loss": "start loss"},
     "answers": {
         "reward": "reward",
         "pass_at_k": "pass@k",

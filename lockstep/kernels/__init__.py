@@ -18,7 +18,7 @@ from lockstep.kernels.gaussian import (
 )
 from lockstep.kernels.logprobs import head_logprobs, soft_cap, token_logprobs, top_logprobs
 from lockstep.kernels.mlp import ACTIVATIONS, linear, mlp
-from lockstep.kernels.native import describe, force, num_threads, set_num_threads
+from lockstep.kernels.native import describe, force, num_processors, num_threads, set_num_threads
 from lockstep.kernels.noise import noise_bits, normal, uniform, uniform_index
 from lockstep.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from lockstep.kernels.normalise import normalise
@@ -83,6 +83,7 @@ __all__ = [
     "normal",
     "normalise",
     "nstep_returns",
+    "num_processors",
     "num_threads",
     "packed_linear",
     "polyak",

@@ -34,7 +34,7 @@ class DataConfig:
     path: str = ""
     """JSON-lines file."""
     max_tokens: int = 1024
-    """Tokens of a row, prompt and answer together."""
+    """Tokens of a row, prompt and answer together; a model's positions are a limit too."""
     too_long: TooLong = "error"
     """A longer row: error names it; cut drops its end; skip leaves it out and counts it."""
     chat_template: str = ""
@@ -125,10 +125,16 @@ def _order(num_rows: int, seed: int, epoch: int) -> Tensor:
 
 
 class Renderer:
-    """Rows to tokens. The tokens of a prompt are those that the engine would be given for it."""
+    """Rows to tokens. The tokens of a prompt are those that the engine would be given for it.
 
-    def __init__(self, tokenizer: Tokenizer, config: DataConfig) -> None:
+    Args:
+        context: positions of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: DataConfig, context: int | None = None) -> None:
         self.tokenizer, self.config = tokenizer, config
+        self.limit = config.max_tokens if context is None else min(config.max_tokens, context)
+        """Tokens of a row."""
         self._chat: ChatTemplate | None = None
         self.num_skipped = 0
         """Rows left out for their length."""
@@ -190,12 +196,13 @@ class Renderer:
         return [*self._encode(_text(row, name, where)), *self.tokenizer.eos_ids[:1]]
 
     def fitted(self, tokens: list[int], weight: list[float], where: str) -> Example | None:
-        """The example, within `max_tokens` as `too_long` says."""
-        limit, how = self.config.max_tokens, self.config.too_long
+        """The example, within `limit` as `too_long` says."""
+        limit, how = self.limit, self.config.too_long
         if len(tokens) > limit:
             if how == "error":
+                told = "max_tokens is" if limit == self.config.max_tokens else "the model's positions are"
                 raise FormatError(
-                    f"has {len(tokens)} tokens, max_tokens is {limit}; raise it, or set too_long to cut or skip",
+                    f"has {len(tokens)} tokens, {told} {limit}; raise it, or set too_long to cut or skip",
                     path=where,
                 )
             if how == "cut":

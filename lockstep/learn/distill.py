@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.learn.adapter import write_weights
+from lockstep.learn.ahead import check_rows
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
 from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
 from lockstep.learn.logprobs import ROWS, Logprobs
 from lockstep.learn.losses import Divergence, distribution_divergence
 from lockstep.learn.model import ModelConfig, build, load_teacher
-from lockstep.learn.packing import MicroBatch, micro_batches
+from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.learn.session import Result, Session, UpdatesConfig
 from lockstep.learn.sft import likelihoods, read_examples
 from lockstep.models.language import LanguageModel
@@ -72,17 +73,22 @@ class DistillConfig:
 
 def train(config: DistillConfig, session: Session) -> Result:
     """Take the next rows, ask the teacher for its distributions, step on the divergence; repeat."""
-    if config.run.threads:
-        kernels.set_num_threads(config.run.threads)
+    kernels.set_num_threads(config.run.threads)
     teacher = load_teacher(config.teacher, config.teacher_dtype)
     rows = JsonLines(Path(config.data.path))
     folder = teacher.folder_for(config.model)
     made = build(config.model, texts_of(rows), session.seed, folder, teacher.model.vocab_size)
     teacher.check(made)
-    renderer = Renderer(made.tokenizer, config.data)
+    renderer = Renderer(made.tokenizer, config.data, min(made.model.max_context, teacher.model.max_context))
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
     session.begin({"learner": learner})
+
+    def read(number: int) -> list[Example]:
+        example = renderer.supervised(rows[number], rows.where(number))
+        return [] if example is None else [example]
+
+    check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
             session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
@@ -90,8 +96,7 @@ def train(config: DistillConfig, session: Session) -> Result:
         if not session.running:
             break
         numbers = shuffled(len(rows), config.batch, session.seed, session.step)
-        found = [renderer.supervised(rows[number], rows.where(number)) for number in numbers]
-        examples = [example for example in found if example is not None]
+        examples = [example for number in numbers for example in read(number)]
         num_tokens = sum(float(example.weight.sum()) for example in examples)
         loss = divergence_loss(config, made.model, teacher.model, max(num_tokens, 1.0))
         metrics = learner.step(micro_batches(examples, config.micro_tokens), loss)

@@ -105,9 +105,19 @@ class OptimiserConfig:
             raise ConfigError(f"muon_steps={self.muon_steps}; expected 1 or more")
 
     def ending(self, total_steps: int) -> OptimiserConfig:
-        """With a schedule that ends after `total_steps`, unless it says when itself."""
+        """With a schedule that ends after `total_steps`, unless it says when itself.
+
+        Raises:
+            ConfigError: it would end before it has warmed up.
+        """
         if self.schedule.total_steps or not total_steps or self.schedule.kind == "constant":
             return self
+        if total_steps <= self.schedule.warmup_steps:
+            raise ConfigError(
+                f"{total_steps} optimiser steps in all with optimiser.schedule.warmup_steps={self.schedule.warmup_steps} end "
+                f"before the {self.schedule.kind} schedule begins; give more steps (total_steps, or steps of a supervised "
+                "start), or fewer warmup_steps"
+            )
         return replace(self, schedule=replace(self.schedule, total_steps=total_steps))
 
 

@@ -138,8 +138,8 @@ def micro_batches(
     for index, length in enumerate(lengths):
         if length > max_tokens:
             raise InputError(
-                f"example {index} has {length} tokens, a micro-batch at most {max_tokens}; raise max_tokens or cut the "
-                "example where it is made",
+                f"example {index} has {length} tokens, a micro-batch at most {max_tokens}; raise it (micro_tokens), or "
+                "cut the example where it is made",
                 field="examples",
             )
     names = list(examples[0].columns) if examples else []
@@ -156,7 +156,7 @@ def micro_batches(
         if length > max_tokens:
             raise InputError(
                 f"examples {index * together} to {index * together + together - 1} have {length} tokens together, a "
-                f"micro-batch at most {max_tokens}; raise max_tokens",
+                f"micro-batch at most {max_tokens}; raise it (micro_tokens)",
                 field="examples",
             )
     return [

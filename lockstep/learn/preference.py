@@ -19,6 +19,7 @@ from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.learn import losses
 from lockstep.learn.adapter import write_weights
+from lockstep.learn.ahead import check_rows, some
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
 from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
 from lockstep.learn.logprobs import Logprobs, forward_logprobs
@@ -84,16 +85,25 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     """Take the next rows, ask the reference, step on the margins; repeat."""
     if not config.model.path:
         raise ConfigError("preferences are learned by a model that can answer already; give model.path")
-    if config.run.threads:
-        kernels.set_num_threads(config.run.threads)
+    kernels.set_num_threads(config.run.threads)
+    rows = JsonLines(Path(config.data.path))
     made = build(config.model, [], session.seed, None)
     reference = None
     if config.method in WITH_REFERENCE:
         reference = build(config.model, [], session.seed, None).model.requires_grad_(False)
-    rows, renderer = JsonLines(Path(config.data.path)), Renderer(made.tokenizer, config.data)
+    renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
     session.begin({"learner": learner})
+
+    def read(number: int) -> Sequence[Example]:
+        row, where = rows[number], rows.where(number)
+        if config.method == "kto":
+            example = renderer.completion(*renderer.labelled(row, where)[:2], where)
+            return [] if example is None else [example]
+        return renderer.pair(row, where) or ()
+
+    check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
             session.record(evaluated(learner, lambda now: accuracies(config, now.model, reference, held_out)))
@@ -105,8 +115,7 @@ def train(config: PreferenceConfig, session: Session) -> Result:
             assert reference is not None
             micros, loss = _labelled(config, made.model, reference, rows, renderer, numbers)
         else:
-            pairs = [renderer.pair(rows[number], rows.where(number)) for number in numbers]
-            examples = [one for pair in pairs if pair is not None for one in pair]
+            examples = [one for number in numbers for one in read(number)]
             micros = micro_batches(examples, config.micro_tokens, together=2)
             micros, loss = with_reference(micros, reference), pair_loss(config, len(examples) // 2)
         metrics = learner.step(micros, loss)
@@ -168,9 +177,10 @@ def _labelled(
             continue
         examples.append(example)
         labels.append(label)
-        other = renderer.completion(prompt, found[(place + 1) % len(found)][0][1], where)
-        if other is not None:
-            mismatched.append(other)
+        stranger = found[(place + 1) % len(found)][0][1]
+        # Two rows that fit may not fit together: then this one says nothing of the KL.
+        if len(prompt) + len(stranger) <= min(renderer.limit, config.micro_tokens):
+            mismatched.append(Example.of([*prompt, *stranger], weight=[0.0] * len(prompt) + [1.0] * len(stranger)))
     strangers = with_reference(micro_batches(mismatched, config.micro_tokens), reference)
     kl = math.fsum(
         float(((logprob_R - micro.columns["reference_logprob"]) * micro.weight_R).sum())
@@ -199,11 +209,12 @@ def read_pairs(path: Path, renderer: Renderer) -> list[Example]:
 
     Raises:
         FormatError: names file and line.
+        ConfigError: every row is skipped.
     """
     rows = JsonLines(path)
     found = [renderer.pair(rows[number], rows.where(number)) for number in range(len(rows))]
     rows.close()
-    return [one for pair in found if pair is not None for one in pair]
+    return some(path, renderer, [one for pair in found if pair is not None for one in pair])
 
 
 def accuracies(

@@ -16,6 +16,7 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.interop.hf.save import save_folder
+from lockstep.learn.ahead import check_rows
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, Weights, evaluated, written
@@ -55,17 +56,23 @@ def train(config: RewardModelConfig, session: Session) -> Result:
     """Take the next pairs, score both answers at their last token, step on the difference; repeat."""
     if not config.model.path:
         raise ConfigError("a reward model goes on from a language model; give model.path")
-    if config.run.threads:
-        kernels.set_num_threads(config.run.threads)
+    kernels.set_num_threads(config.run.threads)
+    rows = JsonLines(Path(config.data.path))
     made = build(config.model, [], session.seed, None)
     head = ScalarHead(made.model.facts.width)
     head.fill_random(torch.Generator().manual_seed(session.seed), (made.model.facts.width + 1) ** -0.5)
     if not made.model.tied:
         made.model.head.requires_grad_(False)  # no reward goes through it
-    rows, renderer = JsonLines(Path(config.data.path)), Renderer(made.tokenizer, config.data)
+    # `at_the_end` adds a token.
+    renderer = Renderer(made.tokenizer, config.data, made.model.max_context - 1)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, heads={"reward": head}, total_steps=config.run.total_steps)
     session.begin({"learner": learner})
+
+    def read(number: int) -> list[Example]:
+        return [at_the_end(one) for one in renderer.pair(rows[number], rows.where(number)) or ()]
+
+    check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
             session.record(evaluated(learner, lambda now: accuracies(now, held_out, config.micro_tokens)))
@@ -73,8 +80,7 @@ def train(config: RewardModelConfig, session: Session) -> Result:
         if not session.running:
             break
         numbers = shuffled(len(rows), config.batch, session.seed, session.step)
-        found = [renderer.pair(rows[number], rows.where(number)) for number in numbers]
-        examples = [at_the_end(one) for pair in found if pair is not None for one in pair]
+        examples = [one for number in numbers for one in read(number)]
         micros = micro_batches(examples, config.micro_tokens, together=2)
         metrics = learner.step(micros, comparison_loss(head, len(examples) // 2, config.centre))
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})

@@ -51,7 +51,7 @@ class UpdatesConfig:
     seed: int = 1
     """Seeds weights, data order and sampling noise."""
     threads: int = 0
-    """Threads of the kernels (0: one a processor)."""
+    """Threads of the kernels, in all processes together (0: one a processor)."""
     log_every: int = 1
     """Updates between two metric lines."""
     eval_every: int = 0

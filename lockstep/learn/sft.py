@@ -10,6 +10,7 @@ from pathlib import Path
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.learn.adapter import write_weights
+from lockstep.learn.ahead import check_rows, some
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
 from lockstep.learn.learner import Learner, LearnerConfig, evaluated, written
 from lockstep.learn.logprobs import forward_logprobs
@@ -44,14 +45,19 @@ def train(config: SFTConfig, session: Session) -> Result:
     """Take the next rows in shuffled order, render, pack, step; repeat."""
     if config.batch < 1:
         raise ConfigError(f"batch={config.batch}; expected 1 or more")
-    if config.run.threads:
-        kernels.set_num_threads(config.run.threads)
+    kernels.set_num_threads(config.run.threads)
     rows = JsonLines(Path(config.data.path))
     made = build(config.model, texts_of(rows), session.seed, session.directory.path if session.directory else None)
-    renderer = Renderer(made.tokenizer, config.data)
+    renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
     session.begin({"learner": learner})
+
+    def read(number: int) -> list[Example]:
+        example = renderer.supervised(rows[number], rows.where(number))
+        return [] if example is None else [example]
+
+    check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
             session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
@@ -59,8 +65,7 @@ def train(config: SFTConfig, session: Session) -> Result:
         if not session.running:
             break
         numbers = shuffled(len(rows), config.batch, session.seed, session.step)
-        found = [renderer.supervised(rows[number], rows.where(number)) for number in numbers]
-        examples = [example for example in found if example is not None]
+        examples = [example for number in numbers for example in read(number)]
         num_tokens = sum(float(example.weight.sum()) for example in examples)
         metrics = learner.step(micro_batches(examples, config.micro_tokens), likelihood_loss(max(num_tokens, 1.0)))
         session.advance(
@@ -76,11 +81,12 @@ def read_examples(path: Path, renderer: Renderer) -> list[Example]:
 
     Raises:
         FormatError: names file and line.
+        ConfigError: every row is skipped.
     """
     rows = JsonLines(path)
     found = [renderer.supervised(rows[number], rows.where(number)) for number in range(len(rows))]
     rows.close()
-    return [example for example in found if example is not None]
+    return some(path, renderer, [example for example in found if example is not None])
 
 
 def likelihoods(model: LanguageModel, examples: Sequence[Example], micro_tokens: int) -> Scores:

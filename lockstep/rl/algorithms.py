@@ -11,7 +11,7 @@ from lockstep.learn import session as language
 from lockstep.rl.control import a2c, bc, dqn, iql, ppo, sac, td3, tqc
 from lockstep.rl.control import distill as policy_distill
 from lockstep.rl.lm import grpo
-from lockstep.rl.ranges import check_ranges
+from lockstep.rl.ranges import CONTROL, LANGUAGE, check_ranges
 from lockstep.rl.session import ProgressHook, RunConfig, Session
 from lockstep.runs.directory import RunDirectory
 
@@ -57,10 +57,7 @@ def validated(config: AlgorithmConfig) -> AlgorithmConfig:
         ConfigError: not an algorithm's config, or a value that no algorithm can use.
     """
     train_function(type(config).__name__)
-    if isinstance(config.run, RunConfig):
-        check_ranges(config)
-    if config.run.total_steps < 1:
-        raise ConfigError(f"run.total_steps={config.run.total_steps}; expected at least 1")
+    check_ranges(config, CONTROL if isinstance(config.run, RunConfig) else LANGUAGE)
     return config
 
 

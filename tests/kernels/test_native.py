@@ -124,7 +124,13 @@ def test_force_and_describe() -> None:
     with pytest.raises(ConfigError, match="did you mean 'naive'"), kernels.force("naiv"):  # type: ignore[arg-type]
         pass
     with pytest.raises(ConfigError, match="at least 1"):
+        kernels.set_num_threads(-1)
+    before = kernels.num_threads()
+    try:
         kernels.set_num_threads(0)
+        assert kernels.num_threads() == (kernels.num_processors() if kernels.describe()["library"] else 1)
+    finally:
+        kernels.set_num_threads(before)
     assert set(kernels.describe()) >= {"level", "bf16", "num_threads", "library", "reason"}
     library = str(kernels.describe()["library"])
     assert library == os.path.basename(library)

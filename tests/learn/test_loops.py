@@ -15,7 +15,7 @@ import torch
 from lockstep.core.errors import ConfigError, FormatError, StoppedError
 from lockstep.interop.weights import open_weights
 from lockstep.learn import distill, preference, reward_model, sft
-from lockstep.learn.data import DataConfig, Renderer
+from lockstep.learn.data import DataConfig, Renderer, shuffled
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig
@@ -47,6 +47,9 @@ def labelled(num: int, seed: int) -> list[Any]:
         for row in sums(num, seed)
         for good in [rng.random() < 0.5]
     ]
+
+
+SHORT: dict[str, Any] = {"max_tokens": 2, "too_long": "skip"}
 
 
 def only(rows: list[Any], *names: str) -> list[Any]:
@@ -231,3 +234,52 @@ def test_wishes_that_cannot_be_met(model_folder: Path, tmp_path: Path) -> None:
     config = preference.PreferenceConfig(model=ModelConfig(path=str(model_folder)), data=DataConfig(path=bad))
     with pytest.raises(FormatError, match=r'bad\.jsonl:1: "rejected" is missing'):
         preference.train(config, Session(config.run))
+
+
+@pytest.mark.parametrize(
+    ("last", "changes", "says"),
+    [
+        ({"prompt": "a", "chosen": "b"}, {}, r'bad\.jsonl:9: "rejected" is missing'),
+        (
+            {"prompt": "a " * 900, "chosen": "b", "rejected": "c"},
+            {},
+            r"bad\.jsonl:9: has \d+ tokens, the model's positions",
+        ),
+        (
+            {"prompt": "a " * 9, "chosen": "b", "rejected": "c"},
+            {"micro_tokens": 30},
+            r"in both answers.*micro_tokens=30",
+        ),
+        (None, {}, "every row of .* is skipped"),
+    ],
+)
+@pytest.mark.parametrize("loop", [preference, reward_model])
+def test_a_row_that_comes_late_is_refused_before_the_first_step(
+    loop: Any, last: Any, changes: dict[str, Any], says: str, model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [*only(sums(8, 0), "prompt", "chosen", "rejected"), *([last] if last else [])]
+    data = DataConfig(path=write_rows(tmp_path / "bad.jsonl", rows), **({} if last else SHORT))
+    kind = preference.PreferenceConfig if loop is preference else reward_model.RewardModelConfig
+    config = kind(model=ModelConfig(path=str(model_folder)), data=data, batch=2, **changes)
+    session = Session(config.run, sink=MemorySink())
+    with pytest.raises((ConfigError, FormatError), match=says):
+        loop.train(config, session)
+    assert session.step == 0
+
+
+def test_rows_that_the_run_does_not_take_are_not_read(model_folder: Path, tmp_path: Path) -> None:
+    """And rows of KTO that are too long together still make a batch."""
+    rows = [
+        {"prompt": "a " * 3 * (i % 2), "completion": "b " * 3 * (1 - i % 2), "label": bool(i % 3)} for i in range(8)
+    ]
+    rows = [{**row, "prompt": row["prompt"] or "a", "completion": row["completion"] or "b"} for row in rows]
+    taken = set(shuffled(9, 4, 1, 0))
+    rows.insert(next(place for place in range(9) if place not in taken), {"prompt": "neither"})
+    config = preference.PreferenceConfig(
+        method="kto",
+        model=ModelConfig(path=str(model_folder)),
+        data=DataConfig(path=write_rows(tmp_path / "rows.jsonl", rows), max_tokens=9),
+        batch=4,
+        run=UpdatesConfig(total_steps=1),
+    )
+    assert preference.train(config, Session(config.run, sink=MemorySink())).steps == 1

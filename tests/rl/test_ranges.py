@@ -30,6 +30,31 @@ def test_a_value_that_cannot_be_used_is_refused_by_its_name(field: str, value: A
         validated(override(recipe("ppo-cartpole"), field, value))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value", "told"),
+    [
+        ("grpo-task", "rollout.groups", 0, "rollout.groups=0; expected at least 1"),
+        ("grpo-task", "rollout.temperature", 0.0, "rollout.temperature=0.0; expected a number above 0"),
+        ("grpo-task", "rollout.dtype", "int3", "unknown rollout.dtype 'int3'; did you mean 'int"),
+        ("grpo-task", "learn.loss.entropy_coef", float("nan"), "entropy_coef=nan; expected a finite number"),
+        ("grpo-task", "run.log_every", 0, "run.log_every=0; expected at least 1"),
+        ("sft-jsonl", "run.threads", -1, "run.threads=-1; expected 0 or more"),
+        ("sft-jsonl", "model.num_layers", 0, "model.num_layers=0"),
+        ("kto-jsonl", "good_weight", -1.0, "good_weight=-1.0"),
+    ],
+)
+def test_a_value_that_no_language_model_can_use_is_refused_by_its_name(
+    name: str, field: str, value: Any, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        validated(override(recipe(name), field, value))
+
+
+def test_fields_of_one_name_have_ranges_of_their_own() -> None:
+    for field, value in (("evaluation.temperature", 0.0), ("verifier.memory_mb", 0), ("run.threads", 0)):
+        validated(override(recipe("grpo-task"), field, value))
+
+
 def test_every_recipe_is_within_the_ranges() -> None:
     for name in RECIPES:
         validated(recipe(name))

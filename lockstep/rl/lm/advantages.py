@@ -130,9 +130,10 @@ def pass_at_k(rewards: Rewards) -> Tensor:
 
     The mean over samples of advantage · ∇log π is unbiased for ∇E[max of k rewards]. For right-or-wrong rewards with c right
     of n it is k C(n − c, k − 1) / C(n − 1, k − 1) for the right ones and 0 for the others. With k = 1 it is `leave_one_out`.
+    A group of fewer than k samples has advantages 0.
 
     Raises:
-        ConfigError: a group smaller than k.
+        ConfigError: k below 1.
     """
     k, out_N = rewards.k, torch.zeros(len(rewards.reward_N), dtype=torch.float64)
     if k < 1:
@@ -143,7 +144,7 @@ def pass_at_k(rewards: Rewards) -> Tensor:
         place = (rewards.group_N == group).nonzero().squeeze(1)
         reward, num = rewards.reward_N[place].double(), len(place)
         if num < k:
-            raise ConfigError(f"pass_at_k with k={k} in a group of {num} samples; use more samples or a smaller k")
+            continue  # samples whose verifier failed are not here: there is no best of k
         order = torch.argsort(reward, stable=True)
         ranked = reward[order]
         # Of the subsets that hold i as their best, the second best is j in C(j, k - 2) of them, j counted from the worst.

@@ -136,15 +136,19 @@ def make_batch(
         rows = all_rows
     advantages = _advantages(rows, config, rollout)
     all_fresh = all(_is_fresh(one, version) for _, one in rows)
+    # The sampler's numbers are the learner's: no forward pass is needed for what later steps are clipped against. And where
+    # the samples are older and nothing else corrects for it, the algorithm's own ratio does: its old policy is the sampler's.
+    old_is_samplers = config.loss.correction.kind == "none"
+    if all_fresh:
+        old_is_samplers = config.exact and config.num_steps > 1
     place_of = {group.number: place for place, group in enumerate(groups)}
     examples: list[list[tuple[SampleKey, Example]]] = [[] for _ in range(config.minibatches)]
     counted: list[list[Example]] = [[] for _ in range(config.minibatches)]
     for (group, one), advantage in zip(rows, advantages, strict=True):
         part = place_of[group.number] % config.minibatches
         example = _example(one, advantage, config, rollout, version)
-        if config.exact and config.num_steps > 1 and all_fresh:
-            # The sampler's numbers are the learner's: no forward pass is needed for what later steps are clipped against.
-            example = replace(example, columns={**example.columns, "old_logprob": example.columns["recorded_logprob"]})
+        if old_is_samplers:
+            example = replace(example, columns={**example.columns, "old_logprob": example.columns["sampling_logprob"]})
         # Where values are learned, "advantage" is still the score, and says nothing about silence; a teacher's pupil has none.
         silent = advantage == 0.0 and config.loss.advantage not in ("gae", "none")
         if not (silent and config.drop_uniform):
@@ -216,7 +220,8 @@ class Update:
         """The first step's gradient, and the log-probabilities that later ones are clipped against."""
         if not self._packed:
             return
-        if self._config.num_steps > 1 and "old_logprob" not in self._packed[0][0].columns:
+        is_given = any("old_logprob" in micro.columns for micros in self._packed for micro in micros)
+        if self._config.num_steps > 1 and not is_given:
             model, adapter = self._learner.model, self._learner.adapter
             self._packed = [self._with(micros, "old_logprob", model, adapter) for micros in self._packed]
         if self._config.loss.advantage == "gae":

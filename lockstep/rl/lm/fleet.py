@@ -12,7 +12,6 @@ belongs to the request, under the same weights it comes out the same.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +120,7 @@ class Fleet:
         config: `workers` of it, and what each does.
         adapter: the learner's, which samples go through.
         lora: what it was built from.
-        threads: of the kernels of all workers together (0: one a processor).
+        threads: of the kernels of each worker.
         on_event: told of each worker that was lost: (kind, what happened).
     """
 
@@ -132,7 +131,7 @@ class Fleet:
         adapter: Adapter | None = None,
         lora: AdapterConfig | None = None,
         *,
-        threads: int = 0,
+        threads: int = 1,
         on_event: Callable[[str, str], None] = lambda kind, text: None,
     ) -> None:
         assert config.workers > 0
@@ -160,7 +159,7 @@ class Fleet:
             tokenizer=made.tokenizer_folder,
             rollout=config,
             adapter=lora or AdapterConfig(),
-            threads=max((threads or os.cpu_count() or 1) // config.workers, 1),
+            threads=threads,
             beat_s=min(1.0, config.worker_timeout_s / 4),
         )
         self._stamps: dict[Part, WeightsVersion | None] = {}

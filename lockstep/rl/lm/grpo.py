@@ -25,6 +25,7 @@ from lockstep.learn.model import ModelConfig
 from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
+from lockstep.rl.lm.conflicts import check_advantage, check_lengths, check_sampler
 from lockstep.rl.lm.course import Course, told
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
 from lockstep.rl.lm.problems import ProblemSource, reading
@@ -33,6 +34,7 @@ from lockstep.rl.lm.rollout import RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
 from lockstep.rl.lm.teacher import TeacherConfig, build_student, reference_examples
+from lockstep.rl.lm.threads import ThreadShare
 
 TOKENIZER_PROBLEMS = 2000
 """Problems whose texts a new tokenizer is learned from."""
@@ -68,31 +70,30 @@ class GRPOConfig:
     """Versions that a token may be behind the learner when it is learned from; 0: synchronous, exactly on-policy."""
 
     def check(self) -> None:
-        """Refuse samples of other numbers where nothing would correct them, and what `TeacherConfig.check` refuses.
+        """Refuse settings that make no sense together.
 
         Raises:
             ConfigError: names both settings.
         """
         self.teacher.check(self.learn.loss)
-        if self.rollout.dtype == "learner":
-            return
-        wish = f"rollout.dtype={self.rollout.dtype!r} samples from other numbers than the learner's"
-        if self.learn.exact:
-            raise ConfigError(
-                f"{wish}, which learn.exact=True forbids; set it to False, with learn.loss.correction.kind='truncate'"
-            )
-        if self.learn.loss.correction.kind == "none" and self.learn.loss.weighs_samples:
-            raise ConfigError(
-                f"{wish} and learn.loss.correction.kind is 'none'; use 'truncate' or 'mask', which weigh each token by "
-                "the ratio of the two"
-            )
+        check_advantage(self.learn, self.rollout)
+        check_sampler(self.learn, self.rollout)
+        if self.staleness < 0:
+            raise ConfigError(f"staleness={self.staleness}; expected 0 (synchronous) or more")
+        self.start.learner.optimiser.ending(self.start.steps)
+        self.learner.optimiser.ending(self.num_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.run.total_steps * self.learn.num_steps
 
 
 def train(config: GRPOConfig, session: Session) -> Result:
     """Roll out, score, turn scores into advantages, take gradient steps, publish the weights; repeat."""
     config.check()
-    if config.run.threads:
-        kernels.set_num_threads(config.run.threads)
+    threads = ThreadShare.of(config.run.threads, config.rollout.workers, config.staleness)
+    kernels.set_num_threads(threads.all)
     folder = session.directory.path / "tokenizer" if session.directory else None
     task, held_out = make_tasks(config.task)
     source = ProblemSource(task, session.seed, config.task.curriculum.first if config.task.levels else 0)
@@ -101,22 +102,20 @@ def train(config: GRPOConfig, session: Session) -> Result:
     teacher = config.teacher.open()
     made = build_student(config.model, texts, session.seed, folder, teacher)
     model, tokenizer = made.model, made.tokenizer
+    check_lengths(config.learn, config.rollout, model.max_context)
     if not session.restores:
         supervised_start(model, tokenizer, source, config.start, session.note)
     loss = config.learn.loss
     heads = {"value": ScalarHead(model.facts.width)} if loss.advantage == "gae" else {}
     adapter = config.adapter.build(model, session.seed)
-    steps = config.run.total_steps * config.learn.num_steps
-    learner = Learner(model, config.learner, adapter=adapter, heads=heads, total_steps=steps)
+    learner = Learner(model, config.learner, adapter=adapter, heads=heads, total_steps=config.num_steps)
     # What a KL penalty pulls to: the model as reinforcement found it, and as every resumed process must find it again. Of an
     # adapter that is the model itself.
     reference = None
     if loss.kl.coef > 0.0:
         reference = model if adapter is not None else copy.deepcopy(model).requires_grad_(False)
     frozen = model if adapter is not None else reference
-    sampler = new_sampler(
-        made, config.rollout, adapter, config.adapter, threads=config.run.threads, on_event=session.event
-    )
+    sampler = new_sampler(made, config.rollout, adapter, config.adapter, threads=threads.worker, on_event=session.event)
     with VerifierPool(config.verifier) as verifier, sampler as (engine, publisher):
         rollouts = Rollouts(engine, task, course.problem, verifier, config.rollout, session.seed)
         parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
@@ -137,6 +136,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
         session.checkpoint()
         with (
             collector_spared(),
+            threads.beside(),
             Collector(rollouts, config.rollout.groups, config.staleness, session.step) as collector,
         ):
             while session.running:

@@ -23,7 +23,7 @@ def new_sampler(
     adapter: Adapter | None,
     lora: AdapterConfig | None = None,
     *,
-    threads: int = 0,
+    threads: int = 1,
     on_event: Callable[[str, str], None] = lambda kind, text: None,
 ) -> Iterator[tuple[Sampler, Publisher]]:
     """It computes with the learner's own matrices, or with copies, of `config.dtype` or in `config.workers` processes;

@@ -101,8 +101,8 @@ def test_pass_at_k_of_right_or_wrong() -> None:
     weight = 3 * math.comb(3, 2) / math.comb(4, 2)
     assert found == pytest.approx([weight, 0.0, weight, 0.0, 0.0], abs=1e-6)
     assert advantages("pass_at_k", REWARD, GROUP, k=1) == advantages("leave_one_out", REWARD, GROUP)
-    with pytest.raises(ConfigError, match="group of 1"):
-        advantages("pass_at_k", REWARD, GROUP, k=2)
+    # A group that lost samples to its verifier says nothing, and the others go on.
+    assert advantages("pass_at_k", [1.0, 1.0, 0.0], [0, 1, 1], k=2)[0] == 0.0
 
 
 def pass_at(p: Tensor, reward: list[float], k: int) -> Tensor:

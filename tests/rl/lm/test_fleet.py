@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lockstep import kernels
 from lockstep.core.errors import ConfigError, InputError, WeightsError, WorkerError
 from lockstep.core.request import Request
 from lockstep.core.sampling import SamplingParams
@@ -26,6 +27,7 @@ from lockstep.rl.lm import worker
 from lockstep.rl.lm.fleet import MAX_FRUITLESS, Fleet
 from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
+from lockstep.rl.lm.threads import ThreadShare
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.jsonl import read_jsonl
 from lockstep.runs.record import read_run
@@ -211,6 +213,38 @@ def test_weights_that_a_worker_did_not_take_are_refused(
     monkeypatch.setattr(worker, "fill_from", lambda *_: None)
     with pytest.raises(WeightsError, match="version 3 did not arrive"):
         sampled(made, replace(LIMITS, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "staleness", "learner", "worker"),
+    [
+        (8, 0, 0, 8, 8),
+        (8, 3, 0, 8, 2),
+        (2, 0, 1, 1, 1),
+        (8, 0, 2, 7, 1),
+        (8, 2, 1, 4, 2),
+        (8, 3, 1, 5, 1),
+        (2, 3, 1, 1, 1),
+    ],
+)
+def test_threads_are_used_once(threads: int, workers: int, staleness: int, learner: int, worker: int) -> None:
+    share = ThreadShare.of(threads, workers, staleness)
+    assert (share.all, share.learner, share.worker) == (threads, learner, worker)
+    if staleness and threads > workers:
+        assert share.learner + share.worker * max(workers, 1) == threads
+
+
+def test_the_learner_keeps_to_its_share_and_workers_to_theirs(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr(kernels, "set_num_threads", lambda num: told.append((threading.current_thread().name, num)))
+    monkeypatch.setattr(kernels, "num_threads", lambda: 0)
+    plans: list[int] = []
+    hire = Fleet._hire
+    monkeypatch.setattr(Fleet, "_hire", lambda self, *args: (plans.append(self._plan.threads), hire(self, *args))[1])
+    wish = config("cispo", staleness=1, rollout__workers=2, run__threads=8, run__total_steps=1, start__steps=0)
+    run(wish)
+    assert plans == [2, 2]
+    assert [num for name, num in told if name == "MainThread"] == [8, 4, 0]
 
 
 def test_impossible_workers_are_refused() -> None:
