@@ -186,6 +186,18 @@ def _labelled(
         float(((logprob_R - micro.columns["reference_logprob"]) * micro.weight_R).sum())
         for micro, logprob_R in zip(strangers, forward_logprobs(model, strangers), strict=True)
     ) / max(len(mismatched), 1)
+    micros = with_reference(micro_batches(examples, config.micro_tokens), reference)
+    return micros, labelled_loss(config, labels, kl, len(examples))
+
+
+def labelled_loss(config: PreferenceConfig, labels: Sequence[bool], kl: float, num: int) -> Loss:
+    """KTO's loss for micro-batches with a column "reference_logprob".
+
+    Args:
+        labels: of each example, in the order handed to `micro_batches`.
+        kl: of the whole batch.
+        num: answers of the whole batch.
+    """
     is_good_N = torch.tensor(labels)
 
     def loss(logprobs: Logprobs, micro: MicroBatch) -> tuple[Tensor, Metrics]:
@@ -194,14 +206,14 @@ def _labelled(
             micro.sequence_sum(ratio_R * micro.weight_R),
             is_good_N[list(micro.examples)],
             kl,
-            num=len(examples),
+            num=num,
             beta=config.beta,
             good_weight=config.good_weight,
             bad_weight=config.bad_weight,
         )
-        return share, metrics | {"kl": torch.tensor(max(kl, 0.0) * micro.num_sequences / len(examples))}
+        return share, metrics | {"kl": torch.tensor(max(kl, 0.0) * micro.num_sequences / num)}
 
-    return with_reference(micro_batches(examples, config.micro_tokens), reference), loss
+    return loss
 
 
 def read_pairs(path: Path, renderer: Renderer) -> list[Example]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lockstep import kernels
+from lockstep.api import override
 from lockstep.core.errors import ConfigError, InputError, WeightsError, WorkerError
 from lockstep.core.request import Request
 from lockstep.core.sampling import SamplingParams
@@ -334,3 +335,87 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_kills_of_the_learner_and_of_workers_lose_and_repeat_nothing(tmp_path: Path, staleness: int) -> None:
+    """At random moments, a fifth of them the learner's. `LOCKSTEP_KILLS` is their number, such as 100 for minutes of it."""
+    kills = int(os.environ.get("LOCKSTEP_KILLS", "3"))
+    wish = config(run__total_steps=3 * kills + 5, staleness=staleness, evaluation__problems=2, start__steps=1)
+    whole, killed = folder(tmp_path / "whole", wish), folder(tmp_path / "killed", override(wish, "rollout.workers", 2))
+    with whole:
+        run(wish, whole)
+    killed.finish()
+    command = [sys.executable, "-c", KILLER, str(killed.path), str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 60 * kills, check=False)
+    assert done.returncode == 0, done.stderr
+    of_learner, of_workers = map(int, done.stdout.split())
+    assert of_learner + of_workers == kills
+    assert min(of_learner, of_workers) > 0
+    lines = [[untimed(line) for line in read_jsonl(one.metrics_path)] for one in (killed, whole)]
+    assert [line["step"] for line in lines[0]] == list(range(1, wish.run.total_steps + 1))
+    assert max([line.pop("worker_lost", 0.0) for line in lines[0]]) > 0
+    if staleness == 0:
+        assert lines[0] == lines[1]
+    problems = [[line["problem"] for line in read_jsonl(one.samples_path)] for one in (killed, whole)]
+    assert problems[0] == problems[1]
+
+
+KILLER = """
+import multiprocessing, os, random, signal, sys, time
+from pathlib import Path
+from lockstep.api import read_config
+from lockstep.runs.directory import RunDirectory
+from tests.rl.lm.small import run
+path, kills = Path(sys.argv[1]), int(sys.argv[2])
+rng, done, lines = random.Random(kills), {True: 0, False: 0}, path / "metrics.jsonl"
+
+def workers(learner):  # the oldest first: those that have sampled
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            rest = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if rest[0] != "Z":
+            parents[int(stat.parent.name)] = int(rest[1]), int(rest[19])
+    servers = [pid for pid, (parent, _) in parents.items() if parent == learner]
+    return sorted((pid for pid, (parent, _) in parents.items() if parent in servers), key=lambda pid: parents[pid][1])
+
+def begun():
+    child = os.fork()  # nothing is imported anew
+    if child == 0:
+        multiprocessing.set_forkserver_preload(["lockstep.rl.lm.worker"])
+        with RunDirectory.open(path) as directory:
+            run(read_config(path), directory, resume=True)
+        os._exit(0)
+    return child
+
+def size():
+    return lines.stat().st_size if lines.exists() else 0
+
+learner, seconds = begun(), 0.05
+while True:
+    before, began = size(), time.monotonic()
+    while (gone := os.waitpid(learner, os.WNOHANG))[0] == 0 and (size() <= before or sum(done.values()) == kills):
+        time.sleep(0.002)
+    if gone[0]:
+        if gone[1] or sum(done.values()) < kills:
+            sys.exit(f"the run ended with status {gone[1]} after {done} kills")
+        break
+    time.sleep(rng.uniform(0.0, 0.3))
+    of_learner = rng.random() < 0.2 or sum(done.values()) == 1
+    alive = [] if of_learner else workers(learner)
+    if not of_learner and not alive:
+        continue
+    try:
+        os.kill(learner if of_learner else alive[0], signal.SIGKILL)
+    except ProcessLookupError:
+        continue
+    done[of_learner] += 1
+    if of_learner:
+        os.waitpid(learner, 0)
+        learner = begun()
+print(done[True], done[False])
+"""
