@@ -35,8 +35,8 @@ LEAST_BATCHES = 3
 class ImportsArgs:
     """Read every stored network of every framework and compare."""
 
-    fixtures: Path = Path("tests/fixtures/frameworks")
-    """Folder with one folder for each framework."""
+    fixtures: tuple[Path, ...] = (Path("tests/fixtures/frameworks"),)
+    """Folders with one folder for each framework; a file is taken from the first that has it."""
     only: str = ""
     """Files whose name holds this text."""
     train: bool = False
@@ -45,6 +45,8 @@ class ImportsArgs:
     """Leave out files that the folder does not have, instead of failing on them."""
     json: Path | None = None
     """File to write the rows to."""
+    resume: bool = False
+    """Keep the rows that this file has already and that met their line; it must be of the same commit."""
 
 
 @dataclass
@@ -67,14 +69,17 @@ class Row:
 
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ImportsArgs, args=list(args), prog="lockstep bench imports")
-    if not wish.fixtures.is_dir():
-        raise ConfigError(f"{wish.fixtures} is no folder; give --fixtures")
+    for folder in wish.fixtures:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder; give --fixtures")
+    kept = _kept(wish) if wish.resume else {}
     rows = []
     for case in stored_networks():
-        path = wish.fixtures / case.file
-        if wish.only not in case.file or (wish.present and not path.exists()):
+        folders = [folder for folder in wish.fixtures if (folder / case.file).exists()]
+        if wish.only not in case.file or (wish.present and not folders):
             continue
-        row = measure(case, wish.fixtures, with_training=wish.train)
+        folder = folders[0] if folders else wish.fixtures[0]
+        row = kept.get(case.file) or measure(case, folder, with_training=wish.train)
         rows.append(row)
         print(json.dumps(asdict(row)), flush=True)
         if wish.json is not None:
@@ -86,6 +91,19 @@ def main(args: Sequence[str]) -> int:
         Console().print(f"[red]{len(failed)} of {len(rows)} rows miss their line: {', '.join(failed)}")
         return 1
     return 0
+
+
+def _kept(wish: ImportsArgs) -> dict[str, Row]:
+    """File -> its row of an earlier run that was ended."""
+    if wish.json is None:
+        raise ConfigError("--resume continues the file that --json names; give --json")
+    if not wish.json.exists():
+        return {}
+    document = json.loads(wish.json.read_text())
+    if document["versions"] != describe_versions():
+        raise ConfigError(f"{wish.json} is of {document['versions']}, this is {describe_versions()}; start anew")
+    rows = [Row(**row) for row in document["rows"]]
+    return {row.file: row for row in rows if not row.failures and (row.before is not None or not wish.train)}
 
 
 def measure(case: Case, fixtures: Path, *, with_training: bool = False) -> Row:
@@ -118,6 +136,8 @@ def _stored(case: Case, fixtures: Path, net: GraphModule) -> tuple[dict[str, np.
     """(inputs, outputs that the framework computed)."""
     stored = dict(np.load(fixtures / f"{case.io}_io.npz"))
     inputs = {key: stored[key] for key in INPUTS if key in stored}
+    if case.one_hot:
+        inputs = {key: np.eye(case.one_hot, dtype=np.float32)[x] for key, x in inputs.items()}
     wanted = {key: value for key, value in stored.items() if key not in (*INPUTS, *NOT_OUTPUTS)}
     if case.file.startswith("caffe/"):
         # Caffe's files hold every blob by name, inner ones too.
@@ -170,7 +190,8 @@ def _gradients(outs: list[torch.Tensor], weights: Mapping[str, torch.Tensor], ro
 def _train(
     case: Case, net: GraphModule, inputs: dict[str, np.ndarray], wanted: dict[str, np.ndarray], row: Row
 ) -> None:
-    columns = next(value.shape[-1] for value in wanted.values() if value.shape[-1] > 1)
+    # A network's value has one column, and so has the only action of some.
+    columns = next((value.shape[-1] for value in wanted.values() if value.shape[-1] > 1), 1)
     x = next(iter(inputs.values()))
     found = train_stored(net, x, columns, continuous=case.continuous, time_axis=case.steps)
     row.before, row.after, row.interval = found.before, found.after, found.interval

@@ -21,6 +21,8 @@ class Case:
     steps: int | None = None
     continuous: bool = False
     """The outputs are the mean of a normal distribution, not logits; for --train."""
+    one_hot: int = 0
+    """Numbers are stored and the network reads vectors of so many columns, one of them 1; 0: the inputs as they are stored."""
 
 
 def stored_networks() -> list[Case]:
@@ -56,4 +58,20 @@ def stored_networks() -> list[Case]:
     cases += make("tf", "tf1", "_frozen.pb", "_model.ckpt.meta", "_frozen.onnx", "_ckpt.onnx")
     cases += make("keras2", "k2cnn", ".keras", ".h5", "_sm", ".onnx") + make("keras2", "k2rnn", ".keras", ".h5")
     cases += make("keras2", "dqn", "_policy")
-    return cases
+    return [*cases, Case("cntk/sparse.model", "cntk/sparse", one_hot=50), *_own()]
+
+
+def _own() -> list[Case]:
+    """Those that lie in this repository alone: PyTorch, CleanRL, and small ones of Keras 3."""
+    tanh = {"activation": "tanh"}
+    cases = [
+        Case("torch/mlp.pt2", "torch/mlp"),
+        *(Case(f"torch/{net}.pt2", f"torch/{net}") for net in ("cnn", "cnn_core")),
+    ]
+    cases += [Case(f"torch/mlp.{ending}", "torch/mlp", tanh) for ending in ("pt", "safetensors")]
+    cases += [Case(f"cleanrl/{net}.cleanrl_model", f"cleanrl/{net}") for net in ("dqn", "c51", "ppo", "ppo_atari")]
+    name = "cleanrl/ppo_continuous_action"
+    cases += [Case(f"{name}.cleanrl_model", name, continuous=True)]
+    return cases + [
+        Case(f"keras3/{file}", f"keras3/{file[0]}") for file in ("a.keras", "a.h5", "b.keras", "c.keras", "c.h5")
+    ]

@@ -17,16 +17,24 @@ STEPS = 8
 class Pointing(gymnasium.Env[Any, Any]):
     """Observations are independent draws.
 
+    Args:
+        columns: of an observation, or channels of an image.
+        actions: among which to choose, or that are given.
+        continuous: they are given.
+        height, width: of an image; 0 where an observation is a vector.
+
     >>> env = Pointing(columns=3, actions=2)
     >>> obs, _ = env.reset(seed=0)
     >>> env.step(int(obs[:2].argmax()))[1], sorted(set(obs.tolist()))
     (1.0, [-1.0, 1.0])
     """
 
-    def __init__(self, *, columns: int, actions: int, continuous: bool = False, image: bool = False) -> None:
-        self.actions, self.image, self.continuous = actions, image, continuous
-        if image:
-            self.observation_space = gymnasium.spaces.Box(0, 255, (84, 84, columns), np.uint8)
+    def __init__(
+        self, *, columns: int, actions: int, continuous: bool = False, height: int = 0, width: int = 0
+    ) -> None:
+        self.actions, self.continuous, self.is_image = actions, continuous, bool(height)
+        if height:
+            self.observation_space = gymnasium.spaces.Box(0, 255, (columns, height, width), np.uint8)
         else:
             self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (columns,), np.float32)
         self.action_space = (
@@ -44,16 +52,16 @@ class Pointing(gymnasium.Env[Any, Any]):
 
     def _draw(self) -> Any:
         assert self.observation_space.shape is not None
-        num = self.observation_space.shape[-1]
+        num = self.observation_space.shape[0]
         if self.continuous:
             self.columns = self.np_random.normal(size=num).astype(np.float32)
         else:
             self.columns = np.full(num, -1.0, np.float32)
-            self.columns[self.np_random.integers(min(num, self.actions, 2 if self.image else num))] = 1.0
-        if not self.image:
+            self.columns[self.np_random.integers(min(num, self.actions, 2 if self.is_image else num))] = 1.0
+        if not self.is_image:
             return self.columns
         bright = (32 + 192 * (self.columns > 0)).astype(np.uint8)
-        return np.broadcast_to(bright, self.observation_space.shape).copy()
+        return np.broadcast_to(bright[:, None, None], self.observation_space.shape).copy()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         shown = self.columns[: self.actions]

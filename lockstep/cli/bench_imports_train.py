@@ -16,6 +16,8 @@ from lockstep.models.graph import GraphModule, save_graph
 from lockstep.models.graph.states import carried
 
 NUM_UPDATES, EPISODES = 200, 32
+LEAST_BYTES = 16.0
+"""The least that the largest value of an image of bytes may be."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,20 @@ def train_stored(
     is_image = x.ndim == 4
     channels_last = is_image and x.shape[3] <= 4
     columns = int(x.shape[3 if channels_last else 1] if is_image else x.shape[-1])
+    height, width = (x.shape[1:3] if channels_last else x.shape[2:4]) if is_image else (0, 0)
     about = module.graph.about
     layout = about.layout or ("NHWC" if channels_last else "NCHW" if is_image else "")
-    # The stored networks have images around zero, or between 0 and 1; ours have bytes.
-    mean, scale = ((128.0,), 1 / 255) if is_image else (about.mean, about.scale)
+    # Images are bytes. Some networks scale those themselves, as their stored input shows; others want numbers around zero.
+    is_scaled = is_image and float(np.abs(x).max()) < LEAST_BYTES
+    mean, scale = ((128.0,), 1 / 255) if is_scaled else (about.mean, about.scale)
     is_sequence = time_axis is not None or x.ndim == 3
     axis = about.time_axis if time_axis is None else time_axis
     module.graph = replace(module.graph, about=replace(about, layout=layout, mean=mean, scale=scale, time_axis=axis))
     module = without_marker(module)
     # Only the last output of a sequence, or a length that the file fixes: it gets so many frames.
     frames = 1 if not is_sequence or carried(module, axis or 0) else x.shape[axis or 1]
-    num_envs, num_steps = (8, 2) if is_image else (8, 4)
+    # An action of a distribution says little, a choice among few a lot: where it is a choice, fewer steps make an update.
+    num_envs, num_steps = 8, 4 if continuous else 2
     means = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -68,13 +73,14 @@ def train_stored(
                     "columns": columns,
                     "actions": num_outputs,
                     "continuous": continuous,
-                    "image": is_image,
+                    "height": height,
+                    "width": width,
                 },
                 env__num_envs=num_envs,
                 network__imported=str(out / "network"),
                 frame_stack=frames,
                 num_steps=num_steps,
-                num_epochs=2,
+                num_epochs=1,
                 learning_rate=rate,
                 learning_rate_end=None,
                 minibatch_size=num_envs * num_steps,
