@@ -14,8 +14,8 @@ from lockstep.cli.main import main
 FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
 
 
-def _run(fixtures: Path, only: str, out: Path) -> tuple[int, list[dict[str, object]]]:
-    words = ["bench", "imports", "--fixtures", str(fixtures), "--only", only, "--json", str(out), "--present"]
+def _run(fixtures: Path, only: str, out: Path, *more: str) -> tuple[int, list[dict[str, object]]]:
+    words = ["bench", "imports", "--fixtures", str(fixtures), "--only", only, "--json", str(out), "--present", *more]
     status = main(words)
     return status, json.loads(out.read_text())["rows"]
 
@@ -30,6 +30,21 @@ def test_rows_meet_their_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert row["error"] <= 1e-5
     assert rows[0]["lengths"] == [3, 5]
     assert "every weight" in capsys.readouterr().out
+
+
+def test_an_ended_run_goes_on_with_the_rows_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    _, rows = _run(FILES, "paddle/lstm.json", out)
+    document = json.loads(out.read_text())
+    document["rows"][0]["trainable"] = 7
+    out.write_text(json.dumps(document))
+    status, rows = _run(FILES, "paddle/lstm.", out, "--resume")
+    assert (status, [row["trainable"] for row in rows]) == (0, [7, 5541])
+    document["versions"]["commit"] = "another"
+    out.write_text(json.dumps(document))
+    status, _ = _run(FILES, "paddle/lstm.", out, "--resume")
+    assert status != 0
+    assert "start anew" in "".join(capsys.readouterr())
 
 
 def test_another_output_or_a_damaged_file_fails(tmp_path: Path) -> None:

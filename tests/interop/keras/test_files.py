@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from lockstep.api import policy_from, train
 from lockstep.core.errors import ConfigError, FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.keras import read_keras, save_keras
+from lockstep.interop.keras.files import longest_text
 from lockstep.interop.readers import format_of, load
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
@@ -91,6 +93,17 @@ def test_code_weights_alone_and_unknown_layers_are_refused_by_name(tmp_path: Pat
     (tmp_path / "y.h5").write_bytes((FILES / "tf" / "mlp.h5").read_bytes()[:5000])
     with pytest.raises(FormatError, match=r"y\.h5: is no HDF5 file of Keras, or is damaged"):
         load(tmp_path / "y.h5")
+
+
+def test_a_text_longer_than_the_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    content = (FILES / "keras3" / "c.h5").read_bytes()
+    stated = longest_text(content, "model_config")
+    assert 0 < stated < len(content)
+    assert 0 < longest_text(content, "weight_names") < 100
+    at = content.index(struct.pack("<I", stated), content.index(b"model_config\0"))
+    (tmp_path / "x.h5").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
+    with pytest.raises(FormatError, match=r"x\.h5: its attribute model_config states a text of 2147483648 bytes"):
+        load(tmp_path / "x.h5")
 
 
 TENSORFLOW = os.environ.get("LOCKSTEP_TENSORFLOW_PYTHON", "")
