@@ -65,14 +65,19 @@ def activation(make: GraphBuilder, x: str, word: str) -> str:
     return make.node(op, [x], **attributes) if op else x
 
 
-def chain(make: GraphBuilder, x: str, layers: Sequence[Layer], word: str, *, last: str = "none") -> str:
+def chain(
+    make: GraphBuilder, x: str, layers: Sequence[Layer], word: str, *, last: str = "none", channels_last: bool = False
+) -> str:
     """Layers one after another with an activation between them and `last` behind them. Images are flattened between
-    convolutions and dense layers, in the order channels, rows, columns.
+    convolutions and dense layers, in the order channels, rows, columns; with `channels_last` (TensorFlow) an image input is
+    [N, rows, columns, channels] and flattened in that order.
 
     Raises:
         FormatError: the shapes do not follow each other.
     """
     before: Layer | None = None
+    if channels_last and layers[0].weight.ndim == 4:
+        x = make.node("Transpose", [x], perm=[0, 3, 1, 2])
     for index, layer in enumerate(layers):
         _check(layer, before)
         inputs = [x, make.tensor(f"{layer.name}.weight", layer.weight)]
@@ -85,7 +90,8 @@ def chain(make: GraphBuilder, x: str, layers: Sequence[Layer], word: str, *, las
             x = make.node("Conv", inputs, strides=[NATURE_STRIDES[kernel]] * 2)
         else:
             if before is not None and before.weight.ndim == 4:
-                inputs[0] = make.node("Flatten", [x], axis=1)
+                rows = make.node("Transpose", [x], perm=[0, 2, 3, 1]) if channels_last else x
+                inputs[0] = make.node("Flatten", [rows], axis=1)
             x = make.node("Gemm", inputs, transB=1)
         if layer.norm:
             scale, shift = (make.tensor(f"{layer.name}.norm.{key}", layer.norm[key]) for key in ("weight", "bias"))
@@ -150,9 +156,10 @@ def _stems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
 
 
-def image_layout(layers: Sequence[Layer]) -> tuple[int | str | None, ...]:
-    """The input's shape of a chain: ("rows", K), or ("rows", C, 84, 84) where a convolution is first."""
+def image_layout(layers: Sequence[Layer], *, channels_last: bool = False) -> tuple[int | str | None, ...]:
+    """The input's shape of a chain: ("rows", K), or ("rows", C, None, None) where a convolution is first."""
     weight = layers[0].weight
     if weight.ndim == 4:
-        return ("rows", int(weight.shape[1]), None, None)
+        channels = int(weight.shape[1])
+        return ("rows", None, None, channels) if channels_last else ("rows", channels, None, None)
     return ("rows", int(weight.shape[1]))

@@ -120,7 +120,11 @@ def format_of(path: Path) -> str:
         FormatError: missing, unreadable, or of no known format.
     """
     if not path.exists():
-        raise FormatError("does not exist", path=str(path))
+        index = path.with_name(f"{path.name}.index")
+        hint = (
+            f"; {index.name} does: TensorFlow wrote a checkpoint of that name, give {index}" if index.exists() else ""
+        )
+        raise FormatError(f"does not exist{hint}", path=str(path))
     head = b""
     try:
         if not path.is_dir():

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,14 @@ class KerasFile:
         self.is_zip = self.content[:2] == b"PK"
         if self.is_zip:
             archive = Archive(path, "a .keras file", self.content)
-            self.config = _json(archive.read(CONFIG), path)
+            self.config = json_of(archive.read(CONFIG), path)
             self._stored = archive.read(WEIGHTS)
             self._h5 = _open(self._stored, path)
         else:
             self._stored = self.content
             self._h5 = _open(self._stored, path)
             text = self._attribute("model_config")
-            self.config = _json(text, path) if text else {}
+            self.config = json_of(text, path) if text else {}
         self._budget = MAX_GROWTH * len(self.content) + SPARE_BYTES
 
     def _attribute(self, name: str) -> bytes:
@@ -73,11 +74,31 @@ class KerasFile:
                 raise FormatError(f"its attribute {name} states a text of {longest} bytes", path=str(self.path))
         return owner.attrs[name]
 
-    def places(self, layers: list[dict[str, Any]]) -> dict[str, str]:
-        """Layer's name -> its group."""
-        if not self.is_zip and "layers" not in self._h5:
-            root = "model_weights/" if "model_weights" in self._h5 else ""
-            return {_name(layer): f"{root}{_name(layer)}" for layer in layers}
+    def places(self, layers: list[dict[str, Any]], weighted: Collection[str]) -> dict[str, str]:
+        """Layer's name -> its group.
+
+        Args:
+            layers: of a configuration.
+            weighted: classes of layers that have weights.
+
+        Raises:
+            FormatError: the file's layers are others, and not as many.
+        """
+        if self._has_names():
+            root = self._root()
+            named = {_name(layer): f"{root}{_name(layer)}" for layer in layers}
+            stored = [group for group, _ in self.stored()]
+            if set(stored) <= set(named.values()):
+                return named
+            # Names count up within a process, so that a model built again has others: Keras goes by their order.
+            wanted = [_name(layer) for layer in layers if layer["class_name"] in weighted]
+            if len(wanted) != len(stored):
+                raise FormatError(
+                    f"holds weights of {len(stored)} layers, {stored[:4]}, and the configuration has {len(wanted)}, "
+                    f"{wanted[:4]}",
+                    path=str(self.path),
+                )
+            return {**named, **dict(zip(wanted, stored, strict=True))}
         used: Counter[str] = Counter()
         found = {}
         for layer in layers:
@@ -85,6 +106,36 @@ class KerasFile:
             found[_name(layer)] = f"layers/{key}_{used[key]}" if used[key] else f"layers/{key}"
             used[key] += 1
         return found
+
+    def stored(self) -> list[tuple[str, list[str]]]:
+        """(group, its arrays) of each layer with weights: in the order of the model where the file tells it, else
+        convolutions first, then by number.
+
+        Raises:
+            FormatError: damaged.
+        """
+        try:
+            if self._has_names():
+                root = self._root()
+                owner = self._h5[root] if root else self._h5
+                names = self._read_attribute(owner, "layer_names")
+                texts = [x.decode() if isinstance(x, bytes) else str(x) for x in (owner if names is None else names)]
+            else:
+                root = "layers/"
+                texts = sorted(self._h5["layers"], key=lambda text: ("conv" not in text, _numbered(text)))
+        except FormatError:
+            raise
+        except Exception as error:  # see _attribute
+            raise FormatError(f"its layers cannot be read: {error}", path=str(self.path)) from error
+        found = [(f"{root}{text}", self.datasets(f"{root}{text}")) for text in texts]
+        return [(group, arrays) for group, arrays in found if arrays]
+
+    def _has_names(self) -> bool:
+        """Whether groups have the layers' own names."""
+        return not self.is_zip and "layers" not in self._h5
+
+    def _root(self) -> str:
+        return "model_weights/" if "model_weights" in self._h5 else ""
 
     def datasets(self, group: str) -> list[str]:
         """Paths of a group's arrays in the order of its layer's weights."""
@@ -176,6 +227,11 @@ def _numbers(name: str) -> tuple[str, int]:
     return stem.replace("forward_layer", "0").replace("backward_layer", "1"), int(number)
 
 
+def _numbered(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
+
+
 def _snake(name: str) -> str:
     """Keras' own way from a class to a group: "BatchNormalization" -> "batch_normalization".
 
@@ -186,7 +242,12 @@ def _snake(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _json(data: bytes, path: Path) -> dict[str, Any]:
+def json_of(data: bytes, path: Path) -> dict[str, Any]:
+    """A model's configuration.
+
+    Raises:
+        FormatError: it is none.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,10 @@ Layer = Callable[[Lowering, Config, list[Value], list[str]], Value]
 
 def _dense(low: Lowering, config: Config, xs: list[Value], datasets: list[str]) -> Value:
     name, x = config["name"], low.last(xs[0])
-    kernel = low.plain(f"{name}.kernel", _one(datasets, 0))
+    units = int(config["units"])
+    kernel = low.stored(
+        f"{name}.kernel", [_one(datasets, 0)], lambda arrays: _sized(arrays[0], units), lambda stored: [stored]
+    )
     out = low.make.node("MatMul", [x, kernel])
     if config.get("use_bias", True):
         out = low.make.node("Add", [out, low.plain(f"{name}.bias", _one(datasets, 1))])
@@ -28,6 +31,12 @@ def _one(datasets: list[str], index: int) -> str:
     if index >= len(datasets):
         raise FormatError(f"has {len(datasets)} arrays; one more was expected")
     return datasets[index]
+
+
+def _sized(kernel: np.ndarray, units: int) -> np.ndarray:
+    if kernel.ndim < 2 or kernel.shape[-1] != units:
+        raise ValueError(f"{units} units in the configuration and a kernel {list(kernel.shape)} in the file")
+    return kernel
 
 
 def _window(config: Config, key: str) -> list[int]:
@@ -50,10 +59,11 @@ def _check_layout(config: Config) -> None:
 def _conv2d(low: Lowering, config: Config, xs: list[Value], datasets: list[str]) -> Value:
     _check_layout(config)
     name = config["name"]
+    filters = int(config["filters"])
     kernel = low.stored(
         f"{name}.kernel",
         [_one(datasets, 0)],
-        lambda arrays: np.ascontiguousarray(arrays[0].transpose(3, 2, 0, 1)),
+        lambda arrays: np.ascontiguousarray(_sized(arrays[0], filters).transpose(3, 2, 0, 1)),
         lambda stored: [stored.transpose(2, 3, 1, 0)],
     )
     inputs = [low.first(xs[0]), kernel]
@@ -237,3 +247,17 @@ LAYERS: dict[str, Layer] = {
     "TimeDistributed": _time_distributed,
 }
 """Class -> what adds it. `Lambda` and layers of the user's are code, which is not executed."""
+
+WEIGHTED = (
+    "BatchNormalization",
+    "Bidirectional",
+    "Conv2D",
+    "Dense",
+    "Embedding",
+    "GRU",
+    "LSTM",
+    "LayerNormalization",
+    "SimpleRNN",
+    "TimeDistributed",
+)
+"""Those that have weights."""

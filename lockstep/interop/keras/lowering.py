@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from lockstep.core.errors import FormatError
 from lockstep.interop.chains import ACTIVATIONS
-from lockstep.interop.keras.files import KerasFile
 from lockstep.models.graph.builder import GraphBuilder
 
 Arrays = list[np.ndarray]
+
+
+class Weights(Protocol):
+    """Arrays of a model by layer: of a file of HDF5 or of a checkpoint of TensorFlow. Its methods raise FormatError."""
+
+    path: Path
+    config: dict[str, Any]
+    content: bytes
+
+    def places(self, layers: list[dict[str, Any]], weighted: Collection[str]) -> dict[str, str]:
+        """Layer's name -> its group."""
+
+    def datasets(self, group: str) -> list[str]:
+        """Names of a group's arrays, in the order of the layer's weights."""
+
+    def array(self, name: str) -> np.ndarray:
+        """One array as float32."""
 
 
 @dataclass
@@ -38,7 +56,7 @@ class Lowering:
     """The state of the translation."""
 
     make: GraphBuilder
-    file: KerasFile
+    file: Weights
     keras2: bool
     places: list[Place] = field(default_factory=list)
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lockstep.core.errors import FormatError, unknown_name
-from lockstep.interop.keras.files import KerasFile
-from lockstep.interop.keras.layers import LAYERS
-from lockstep.interop.keras.lowering import Lowering, Place, Value
+from lockstep.core.errors import ConfigError, FormatError, unknown_name
+from lockstep.interop.keras.chain import read_chain
+from lockstep.interop.keras.files import KerasFile, json_of
+from lockstep.interop.keras.layers import LAYERS, WEIGHTED
+from lockstep.interop.keras.lowering import Lowering, Place, Value, Weights
 from lockstep.interop.wire import read_file
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About, Dim
@@ -19,30 +20,48 @@ ORIGINAL = "model.keras-file"
 MAX_JSON = 1 << 24
 
 
-def read_keras(path: Path, *, config: str | Path = "") -> GraphModule:
+def read_keras(path: Path, *, config: str | Path = "", activation: str = "") -> GraphModule:
     """Read a model.
 
     Args:
-        path: `.keras`, `.h5` of `model.save`, or weights alone (`.h5f`, `.weights.h5`).
-        config: for weights alone, the JSON file of `model.to_json()`.
+        path: `.keras`, `.h5` of `model.save`, or weights alone (`.h5f` of Keras-RL, `.weights.h5`).
+        config: for weights alone, the JSON file of `model.to_json()`. Layers that have other names there (names count up
+            within a process) get the file's weights in order, as Keras does it.
+        activation: for weights alone of one chain of dense layers and Atari convolutions, what stands between them; its last
+            layer has none.
 
     Raises:
-        FormatError: damaged, weights without `config`, or a layer that is not known or is code.
+        FormatError: damaged, weights without `config` or `activation`, or a layer that is not known or is code.
+        ConfigError: both are given, or for a file that has its architecture.
         MissingExtraError: h5py is not installed.
     """
     path = Path(path)
     file = KerasFile(path)
+    if activation and (config or file.config):
+        raise ConfigError(f"{path}: activation={activation!r} is for weights alone; here the architecture is known")
+    if activation:
+        return read_chain(file, activation)
     if config:
-        try:
-            file.config = json.loads(read_file(config, MAX_JSON))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"is no JSON: {error}", path=str(config)) from error
+        file.config = read_config(config)
     elif not file.config:
-        raise FormatError("holds weights and no architecture; give config= the file of model.to_json()", path=str(path))
+        raise FormatError(
+            "holds weights and no architecture; give config= the file of model.to_json(), or activation='relu' where they are "
+            f"one chain of layers. Layers: {[group for group, _ in file.stored()][:6]}",
+            path=str(path),
+        )
     return build(file)[0]
 
 
-def build(file: KerasFile) -> tuple[GraphModule, list[Place]]:
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What `model.to_json()` gave.
+
+    Raises:
+        FormatError: it is no such JSON.
+    """
+    return json_of(read_file(path, MAX_JSON), Path(path))
+
+
+def build(file: Weights) -> tuple[GraphModule, list[Place]]:
     """(the network, where each of its tensors came from)."""
     path = str(file.path)
     try:
@@ -51,11 +70,12 @@ def build(file: KerasFile) -> tuple[GraphModule, list[Place]]:
         if kind not in ("Sequential", "Functional", "Model"):
             raise FormatError(f"a model of the class {kind!r} is code; Sequential and Functional are read")
         layers = config["layers"] if isinstance(config, dict) else config
-        groups = file.places(layers)
+        groups = file.places(layers, WEIGHTED)
         is_image = (_sequential if kind == "Sequential" else _functional)(low, config, layers, groups)
         producer = "keras 2" if low.keras2 else "keras 3"
         about = About(format="keras", producer=producer, layout="NHWC" if is_image else "")
-        return low.make.build(about=about, original={ORIGINAL: file.content}), low.places
+        original = {ORIGINAL: file.content} if file.content else {}
+        return low.make.build(about=about, original=original), low.places
     except FormatError as error:
         raise error if error.path else FormatError(error.reason, path=path, op=error.op) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, RecursionError) as error:

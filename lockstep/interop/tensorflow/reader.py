@@ -11,14 +11,15 @@ import torch
 from lockstep.core.errors import FormatError
 from lockstep.interop.chains import Layer, chain, groups_of, image_layout
 from lockstep.interop.converters import tensorflow_to_onnx
+from lockstep.interop.keras.reader import build, read_config
 from lockstep.interop.tensorflow.bundle import index_of, read_checkpoint
+from lockstep.interop.tensorflow.keras_weights import ENDING, CheckpointWeights
 from lockstep.interop.wire import BYTES, Wire, read_file
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About
 from lockstep.models.graph.module import GraphModule
 
 MAX_GRAPH_BYTES = 1 << 31
-ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 AGENTS = "policy_specs.pbtxt"
 """File that TF-Agents' PolicySaver writes into its SavedModel."""
 KERNELS, BIASES = ("kernel", "w", "weights", "weight"), ("bias", "b", "biases")
@@ -31,6 +32,7 @@ def read_tensorflow(
     inputs: str = "",
     outputs: str = "",
     activation: str = "",
+    config: str | Path = "",
     python: str = "",
 ) -> GraphModule:
     """Read a network.
@@ -41,6 +43,7 @@ def read_tensorflow(
         inputs, outputs: tensors of a graph, such as "obs:0,state:0" (empty: placeholders, and what nothing reads).
         activation: between the layers of a checkpoint that has no graph, or of a TF-Agents policy (there "relu" is the
             default): the variables alone are read then.
+        config: of a checkpoint that `save_weights` of Keras wrote (`dqn.h5f.index`), the JSON file of `model.to_json()`.
         python: interpreter with tf2onnx, see `interop.converters`.
 
     Raises:
@@ -57,6 +60,8 @@ def read_tensorflow(
         found = graph_ends(Wire(read_file(path, MAX_GRAPH_BYTES), str(path)))
         names = ["--inputs", inputs or ",".join(found[0]), "--outputs", outputs or ",".join(found[1])]
         return tensorflow_to_onnx(path, ["--graphdef", str(path.resolve()), *names], python=python)
+    if config:
+        return build(CheckpointWeights(path, read_config(config)))[0]
     if activation:
         return _chains(read_checkpoint(path), activation, path)
     meta = index_of(path).with_suffix(".meta")
@@ -64,7 +69,7 @@ def read_tensorflow(
         names = sorted(name.removesuffix(ENDING) for name in read_checkpoint(path))[:6]
         raise FormatError(
             f"holds variables and no graph ({meta.name} is not there); give activation='tanh' where they are chains of "
-            f"layers. Variables: {names}",
+            f"layers, or config= the file of model.to_json() of Keras. Variables: {names}",
             path=str(path),
         )
     found = graph_ends(_graph_of_meta(meta))
@@ -181,9 +186,11 @@ def _chains(tensors: Mapping[str, torch.Tensor], activation: str, path: Path) ->
         if not groups:
             raise FormatError(f"holds no chains of layers; variables: {sorted(tensors)[:6]}")
         first = next(iter(groups.values()))
-        x = make.input("observation", shape=image_layout(first))
+        x = make.input("observation", shape=image_layout(first, channels_last=True))
         for name, layers in groups.items():
-            make.output(chain(make, x, layers, activation), name, shape=("rows", None))
-        return make.build(about=About(format="tensorflow", producer="tensorflow"))
+            make.output(chain(make, x, layers, activation, channels_last=True), name, shape=("rows", None))
+        is_image = first[0].weight.ndim == 4
+        about = About(format="tensorflow", producer="tensorflow", layout="NHWC" if is_image else "")
+        return make.build(about=about)
     except FormatError as error:
         raise FormatError(error.reason, path=str(path), op=error.op) from error

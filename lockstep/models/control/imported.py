@@ -235,12 +235,14 @@ def imported_network(
     states: tuple[Slot, ...] = ()
     if adapt.is_sequence and frame_stack == 1:
         found = carried(module, adapt.time_axis)
-        if found is None:
+        if found is not None:
+            graph, states = found
+            module = taken_over(graph, module)
+        elif adapt.port.shape is None or adapt.port.shape[adapt.time_axis] != 1:
+            # A window of one step (Keras-RL's default) is a row.
             raise ConfigError(
                 "the imported network reads sequences and its state cannot be carried; give it frame_stack frames"
             )
-        graph, states = found
-        module = taken_over(graph, module)
     graph, ends = module.graph, _ends(module.graph, head)
     widths = _widths(module, adapt, features, states)
     wanted = {num_params, num_params // 2} if head == "squashed" else {num_params}

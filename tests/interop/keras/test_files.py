@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, object]] = {
     "keras2/k2cnn.keras": {},
     "keras2/k2rnn.keras": {},
     "keras2/k2rnn.h5": {},
+    "keras2/krl_dqn.h5f": {"config": FILES / "keras2" / "krl_dqn.json"},
+    "keras2/krl_ddpg_actor.h5f": {"config": FILES / "keras2" / "krl_ddpg_actor.json"},
     "keras3/a.keras": {},
     "keras3/a.h5": {},
     "keras3/a.weights.h5": {"config": FILES / "keras3" / "a.json"},
@@ -104,6 +106,53 @@ def test_a_text_longer_than_the_file_is_refused_before_memory_is_taken(tmp_path:
     (tmp_path / "x.h5").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
     with pytest.raises(FormatError, match=r"x\.h5: its attribute model_config states a text of 2147483648 bytes"):
         load(tmp_path / "x.h5")
+
+
+def test_weights_of_keras_rl_are_a_policy_with_their_configuration_or_an_activation(tmp_path: Path) -> None:
+    path, config = FILES / "keras2" / "krl_dqn.h5f", FILES / "keras2" / "krl_dqn.json"
+    stored = np.load(FILES / "keras2" / "krl_dqn_io.npz")
+    chain = load(path, activation="relu")
+    assert np.abs(chain(torch.from_numpy(stored["x"][:, 0])).detach().numpy() - stored["y0"]).max() <= 1e-5
+    for network in (chain, load(path, config=config)):
+        policy = policy_from(network, BoxSpace((4,), "float32"), DiscreteSpace(2), outputs="q")
+        assert [int(policy.predict(row[0])) for row in stored["x"]] == stored["y0"].argmax(1).tolist()
+    # Built again in another process: other names, the same order.
+    (tmp_path / "again.json").write_text(config.read_text().replace("dense_", "dense_1"))
+    again = load(path, config=tmp_path / "again.json")
+    assert np.abs(again(torch.from_numpy(stored["x"])).detach().numpy() - stored["y0"]).max() <= 1e-5
+    with pytest.raises(FormatError, match=r"krl_dqn\.h5f: holds weights .*activation='relu' .*'dense_2', 'dense_3'"):
+        load(path)
+    with pytest.raises(FormatError, match=r"of 3 layers, .*the configuration has 2, \['dense_5', 'dense_6'\]"):
+        load(path, config=FILES / "keras2" / "krl_ddpg_actor.json")
+    (tmp_path / "wide.json").write_text(config.read_text().replace('"units": 16', '"units": 17'))
+    with pytest.raises(FormatError, match=r"'dense_2' has .* 17 units in the configuration and a kernel \[4, 16\]"):
+        load(path, config=tmp_path / "wide.json")
+    with pytest.raises(FormatError, match=r"krl_dqn\.h5f: is no JSON|its configuration is no JSON"):
+        load(path, config=path)
+    with pytest.raises(ConfigError, match=r"activation='tanh' is for weights alone"):
+        load(FILES / "tf" / "mlp.h5", activation="tanh")
+    with pytest.raises(
+        FormatError, match=r"layer 'layer_normalization' with arrays .* is no dense layer or convolution"
+    ):
+        load(FILES / "keras3" / "a.weights.h5", activation="relu")
+
+
+def test_a_checkpoint_under_the_name_of_a_weights_file() -> None:
+    """tf.keras of TensorFlow 2 writes `save_weights("name.h5f")` as a checkpoint, optimiser and all."""
+    path, config = FILES / "keras2" / "k2ckpt.h5f", FILES / "keras2" / "k2ckpt.json"
+    stored = np.load(FILES / "keras2" / "k2ckpt_io.npz")
+    with pytest.raises(FormatError, match=r"does not exist; k2ckpt\.h5f\.index does: .*give .*k2ckpt\.h5f\.index"):
+        load(path)
+    index = path.with_name("k2ckpt.h5f.index")
+    module, x = load(index, config=config), torch.from_numpy(stored["x"])
+    for num in (1, 2, 5):
+        assert np.abs(module(x[:num]).detach().numpy() - stored["y0"][:num]).max() <= 1e-5
+    module(x).pow(2).sum().backward()
+    assert all(parameter.grad.any() for parameter in module.parameters())
+    with pytest.raises(FormatError, match=r"of 5 layers, and the configuration has 3"):
+        load(index, config=FILES / "keras2" / "krl_dqn.json")
+    with pytest.raises(FormatError, match=r"holds no weights of a Keras model"):
+        load(FILES / "tf" / "raw_ckpt.index", config=config)
 
 
 TENSORFLOW = os.environ.get("LOCKSTEP_TENSORFLOW_PYTHON", "")
