@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from lockstep.checkpoint.store import Checkpointer
@@ -54,6 +55,7 @@ def _seconds_per_save(folder: Path, reached: int) -> float:
     return seen[1] - seen[0]
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_leaves_a_complete_state(tmp_path: Path) -> None:
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(tmp_path / "checkpoints")],

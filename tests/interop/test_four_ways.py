@@ -41,8 +41,8 @@ class Script:
         return EnvStep(obs, obs, np.zeros(NUM_ROWS, np.float32), starts, no, ~no, starts, [])
 
 
-SLOW = ("lstm", "gru", "mlp-normalised", "image", "masked", "multi")
-CASES = ["gaussian", "stack", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
+SLOW = ("stack", "lstm", "gru", "mlp-normalised", "image", "masked", "multi")
+CASES = ["gaussian", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
 
 
 @pytest.mark.parametrize("policy", CASES, indirect=True)

@@ -175,6 +175,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, model_folder: Pat
     assert len(lines[0]) == 12
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_reward_model_scores_the_same_in_transformers(model_folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config, train = configs(model_folder, tmp_path)["reward_model"]

@@ -101,7 +101,7 @@ def test_native_halfcheetah_equals_plain_gymnasium_without_any_wrapper_of_ours()
         (EnvConfig(id="Ant-v5", num_envs=2, time_limit=15), "mujoco"),
         (EnvConfig(id="InvertedDoublePendulum-v5", num_envs=2), "mujoco"),
         (EnvConfig(id="LunarLander-v3", num_envs=2, time_limit=40), "Box2D"),
-        (EnvConfig(id="MinAtar/Breakout-v1", num_envs=2), "minatar"),
+        pytest.param(EnvConfig(id="MinAtar/Breakout-v1", num_envs=2), "minatar", marks=pytest.mark.slow),
         (EnvConfig(id="MiniGrid-Empty-5x5-v0", num_envs=2, time_limit=20), "minigrid"),
         (EnvConfig(id="Taxi-v4", num_envs=2, time_limit=20), "gymnasium"),
     ],

@@ -134,7 +134,12 @@ def _reaches(loss: torch.Tensor, parameter: torch.Tensor) -> bool:
     return grad is not None and bool(grad.abs().sum() > 0)
 
 
-EXPORTED = ["tf/mlp_tf2onnx", "mxnet/symmlp", "paddle/mlp_pexport", "keras2/k2cnn"]
+EXPORTED = [
+    pytest.param("tf/mlp_tf2onnx", marks=pytest.mark.slow),
+    "mxnet/symmlp",
+    "paddle/mlp_pexport",
+    "keras2/k2cnn",
+]
 
 
 @pytest.mark.parametrize("name", EXPORTED)

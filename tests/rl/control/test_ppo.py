@@ -61,8 +61,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("config", [SMALL, LSTM, PENDULUM], ids=["mlp", "lstm", "continuous"])
-@pytest.mark.parametrize("stop_at", [300, 700])
+@pytest.mark.parametrize(
+    ("config", "stop_at"),
+    [(SMALL, 300), (SMALL, 700), (LSTM, 300), pytest.param(LSTM, 700, marks=pytest.mark.slow), (PENDULUM, 700)],
+    ids=["mlp-300", "mlp-700", "lstm-300", "lstm-700", "continuous-700"],
+)
 def test_resumed_curve_is_the_uninterrupted_one(config: ppo.PPOConfig, stop_at: int, tmp_path: Path) -> None:
     expected = run_in(tmp_path / "whole", config)
     directory = RunDirectory.create(tmp_path / "cut", "t", config, 1)

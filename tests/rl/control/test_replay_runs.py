@@ -74,7 +74,12 @@ def assert_same_policy(one: Result, two: Result) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
-@pytest.mark.parametrize("name", CASES)
+TAKES_LONG = ("rainbow", "dqn-quantile", "sac-normalised", "sac-fixed-temperature", "ddpg")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in TAKES_LONG else name for name in CASES]
+)
 def test_a_killed_run_resumes_to_the_same_weights_and_metrics(name: str, tmp_path: Path) -> None:
     train, config = CASES[name]
     whole, curve = run(train, config)
