@@ -75,11 +75,10 @@ def main(args: Sequence[str]) -> int:
     kept = _kept(wish) if wish.resume else {}
     rows = []
     for case in stored_networks():
-        folders = [folder for folder in wish.fixtures if (folder / case.file).exists()]
-        if wish.only not in case.file or (wish.present and not folders):
+        is_present = _found(wish.fixtures, case.file).exists()
+        if wish.only not in case.file or (wish.present and not is_present):
             continue
-        folder = folders[0] if folders else wish.fixtures[0]
-        row = kept.get(case.file) or measure(case, folder, with_training=wish.train)
+        row = kept.get(case.file) or measure(case, wish.fixtures, with_training=wish.train)
         rows.append(row)
         print(json.dumps(asdict(row)), flush=True)
         if wish.json is not None:
@@ -106,12 +105,17 @@ def _kept(wish: ImportsArgs) -> dict[str, Row]:
     return {row.file: row for row in rows if not row.failures and (row.before is not None or not wish.train)}
 
 
-def measure(case: Case, fixtures: Path, *, with_training: bool = False) -> Row:
+def _found(fixtures: Sequence[Path], name: str) -> Path:
+    """The file in the first folder that has it."""
+    return next((folder / name for folder in fixtures if (folder / name).exists()), fixtures[0] / name)
+
+
+def measure(case: Case, fixtures: Sequence[Path], *, with_training: bool = False) -> Row:
     """Error, parameters and gradients of one file, and its training."""
     row = Row(case.file)
     try:
-        net = load(fixtures / case.file, **case.options)
-        inputs, wanted = _stored(case, fixtures, net)
+        net = load(_found(fixtures, case.file), **case.options)
+        inputs, wanted = _stored(case, _found(fixtures, f"{case.io}_io.npz"), net)
         parameters = dict(net.named_parameters())
         weights = {name: p for name, p in parameters.items() if p.requires_grad}
         row.trainable = sum(p.numel() for p in weights.values())
@@ -119,6 +123,9 @@ def measure(case: Case, fixtures: Path, *, with_training: bool = False) -> Row:
         statistics = [b for name, b in net.named_buffers() if name in held and b.dtype.is_floating_point]
         row.total = sum(p.numel() for p in parameters.values()) + sum(b.numel() for b in statistics)
         _compare(case, net, inputs, wanted, row)
+        if case.short:
+            short = _stored(case, _found(fixtures, f"{case.short}_io.npz"), net)
+            _compare_short(net, next(iter(inputs.values())).shape[1], *short, row)
         _gradients(run(net, inputs), weights, row)
         if with_training:
             _train(case, net, inputs, wanted, row)
@@ -132,9 +139,9 @@ def measure(case: Case, fixtures: Path, *, with_training: bool = False) -> Row:
     return row
 
 
-def _stored(case: Case, fixtures: Path, net: GraphModule) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _stored(case: Case, path: Path, net: GraphModule) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(inputs, outputs that the framework computed)."""
-    stored = dict(np.load(fixtures / f"{case.io}_io.npz"))
+    stored = dict(np.load(path))
     inputs = {key: stored[key] for key in INPUTS if key in stored}
     if case.one_hot:
         inputs = {key: np.eye(case.one_hot, dtype=np.float32)[x] for key, x in inputs.items()}
@@ -168,13 +175,27 @@ def _compare(
             places = [i % stored for i in range(num)] if axis == case.axis else range(num)
             outs = run(net, {key: x.take(places, axis) for key, x in inputs.items()})
             for key, value in wanted.items():
-                want = value.take(places, axis)
-                scale = max(float(np.abs(value).max()), 1e-6)
-                near = [float(np.abs(y.numpy() - want).max()) / scale for y in outs if tuple(y.shape) == want.shape]
-                if not near:
-                    row.failures.append(f"no output has the shape {want.shape} of {key}")
-                errors.append(min(near, default=float("nan")))
+                errors.append(_distance(outs, key, value.take(places, axis), float(np.abs(value).max()), row))
     row.error = float(np.max(errors)) if errors else float("nan")
+
+
+@torch.no_grad()
+def _compare_short(
+    net: GraphModule, length: int, inputs: dict[str, np.ndarray], wanted: dict[str, np.ndarray], row: Row
+) -> None:
+    """Shorter sequences than `length`, whose last outputs the framework computed too."""
+    row.lengths = (next(iter(inputs.values())).shape[1], length)
+    outs = run(net, inputs)
+    errors = [_distance(outs, key, want, float(np.abs(want).max()), row) for key, want in wanted.items()]
+    row.error = float(np.max([row.error, *errors]))
+
+
+def _distance(outs: list[torch.Tensor], key: str, want: np.ndarray, largest: float, row: Row) -> float:
+    """The largest error of the output that `key` is, relative to its largest value."""
+    near = [float(np.abs(y.numpy() - want).max()) for y in outs if tuple(y.shape) == want.shape]
+    if not near:
+        row.failures.append(f"no output has the shape {want.shape} of {key}")
+    return min(near, default=float("nan")) / max(largest, 1e-6)
 
 
 def _gradients(outs: list[torch.Tensor], weights: Mapping[str, torch.Tensor], row: Row) -> None:

@@ -21,6 +21,8 @@ class Case:
     steps: int | None = None
     continuous: bool = False
     """The outputs are the mean of a normal distribution, not logits; for --train."""
+    short: str = ""
+    """Stem of inputs and outputs stored of shorter sequences, where only the last step's output is stored."""
     one_hot: int = 0
     """Numbers are stored and the network reads vectors of so many columns, one of them 1; 0: the inputs as they are stored."""
 
@@ -56,7 +58,8 @@ def stored_networks() -> list[Case]:
     cases += [case for net in ("mlp", "lstm") for case in make("tf", net, "_fromkeras.onnx")]
     cases += make("tf", "raw", "_saved", "_tf2onnx.onnx")
     cases += make("tf", "tf1", "_frozen.pb", "_model.ckpt.meta", "_frozen.onnx", "_ckpt.onnx")
-    cases += make("keras2", "k2cnn", ".keras", ".h5", "_sm", ".onnx") + make("keras2", "k2rnn", ".keras", ".h5")
+    cases += make("keras2", "k2cnn", ".keras", ".h5", "_sm", ".onnx")
+    cases += [Case(f"keras2/k2rnn{ending}", "keras2/k2rnn", short="keras2/k2rnn_short") for ending in (".keras", ".h5")]
     cases += make("keras2", "dqn", "_policy")
     return [*cases, Case("cntk/sparse.model", "cntk/sparse", one_hot=50), *_own()]
 
@@ -72,6 +75,5 @@ def _own() -> list[Case]:
     cases += [Case(f"cleanrl/{net}.cleanrl_model", f"cleanrl/{net}") for net in ("dqn", "c51", "ppo", "ppo_atari")]
     name = "cleanrl/ppo_continuous_action"
     cases += [Case(f"{name}.cleanrl_model", name, continuous=True)]
-    return cases + [
-        Case(f"keras3/{file}", f"keras3/{file[0]}") for file in ("a.keras", "a.h5", "b.keras", "c.keras", "c.h5")
-    ]
+    cases += [Case(f"keras3/{file}", f"keras3/{file[0]}") for file in ("a.keras", "a.h5", "b.keras")]
+    return cases + [Case(f"keras3/{file}", "keras3/c", short="keras3/c_short") for file in ("c.keras", "c.h5")]
