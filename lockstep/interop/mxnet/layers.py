@@ -266,6 +266,14 @@ def _rnn(node: Node) -> LayerFunction:
     def run(inputs: Sequence[Tensor], training: bool) -> Tensor | tuple[Tensor, ...]:
         x_TMC, vector = inputs[0], inputs[1].reshape(-1)
         weights = _unpack(node, vector, x_TMC.shape[2], hidden, layers, directions, _GATES[mode])
+        for state in inputs[2:]:
+            if (
+                state.shape[0] != layers * directions
+            ):  # torch would take each of a million layers apart before it says so
+                raise InputError(
+                    f"{node.name}: a state of {state.shape[0]} layers and directions; {layers * directions} were expected",
+                    field=node.name,
+                )
         states = [state.expand(-1, x_TMC.shape[1], -1).contiguous() for state in inputs[2:]]
         start = states if mode == "lstm" else states[0]
         p = dropout if training else 0.0
