@@ -58,7 +58,7 @@ def read_paddle(
     if through:
         raise ConfigError(f"through={through!r}; paddle2onnx is known")
     parsed = read_program(path)
-    return _build(parsed, read_pdiparams(weights, sorted(parsed.parameters)), path)
+    return _build(parsed, read_pdiparams(weights, sorted(parsed.parameters), program=path), path)
 
 
 def _build(program: Program, tensors: dict[str, torch.Tensor], path: Path) -> GraphModule:

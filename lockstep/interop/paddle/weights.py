@@ -57,8 +57,8 @@ def read_pdparams(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, named
 
 
-def read_pdiparams(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Tensors in the order of `names`, which the file does not hold.
+def read_pdiparams(path: Path, names: Sequence[str], *, program: Path) -> dict[str, torch.Tensor]:
+    """Tensors in the order of `names`, which the file does not hold; they are of `program`.
 
     Raises:
         FormatError: damaged, or another number of tensors.
@@ -68,10 +68,16 @@ def read_pdiparams(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     at = 0
     for name in names:
         if at >= len(data):
-            raise FormatError(f"ends before tensor {name!r}: truncated", path=str(path), offset=at)
+            raise FormatError(
+                f"ends before tensor {name!r} of {program}: truncated, or not of this program",
+                path=str(path),
+                offset=at,
+            )
         tensors[name], at = _tensor(data, at, name, str(path))
     if at != len(data):
-        raise FormatError(f"goes on after its {len(tensors)} tensors: not of this program", path=str(path), offset=at)
+        raise FormatError(
+            f"goes on after the {len(tensors)} tensors of {program}: not of this program", path=str(path), offset=at
+        )
     return tensors
 
 

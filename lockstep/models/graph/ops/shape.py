@@ -63,7 +63,9 @@ def squeeze(call: Call, x: Value, axes: Value = None) -> Any:
         return x.squeeze()
     for dim in dims:
         if x.shape[dim] != 1:
-            raise FormatError(f"axis {dim} has size {x.shape[dim]}; only axes of size 1 can go", op=call.op)
+            raise FormatError(
+                f"axis {dim} of its input has size {x.shape[dim]}; only axes of size 1 can go", op=call.op
+            )
     return x.squeeze(tuple(dims))
 
 
