@@ -272,4 +272,10 @@ class _Parser:
 
 
 def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match.group(1), match.group(0)), text)
+    return re.sub(r"\\([0-7]{1,3}|.)", _unescaped, text)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """A byte in octal is the character of that number (Latin-1)."""
+    word = match.group(1)
+    return chr(int(word, 8) & 0xFF) if word[0] in "01234567" else _ESCAPES.get(word, match.group(0))

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from lockstep.core.errors import FormatError
-from lockstep.interop.chains import Layer, chain, groups_of, image_layout
+from lockstep.interop.chains import chain, groups_of, image_layout
 from lockstep.interop.converters import tensorflow_to_onnx
 from lockstep.interop.keras.reader import build, read_config
+from lockstep.interop.tensorflow.agents import AGENTS, read_agents
 from lockstep.interop.tensorflow.bundle import index_of, read_checkpoint
 from lockstep.interop.tensorflow.keras_weights import ENDING, CheckpointWeights
 from lockstep.interop.wire import BYTES, Wire, read_file
@@ -20,8 +21,6 @@ from lockstep.models.graph.graph import About
 from lockstep.models.graph.module import GraphModule
 
 MAX_GRAPH_BYTES = 1 << 31
-AGENTS = "policy_specs.pbtxt"
-"""File that TF-Agents' PolicySaver writes into its SavedModel."""
 KERNELS, BIASES = ("kernel", "w", "weights", "weight"), ("bias", "b", "biases")
 
 
@@ -41,8 +40,8 @@ def read_tensorflow(
         path: folder of a SavedModel (of TF-Agents too), frozen graph `.pb`, `NAME.meta` or `NAME.index` of a checkpoint.
         signature: of a SavedModel (empty: its serving signature).
         inputs, outputs: tensors of a graph, such as "obs:0,state:0" (empty: placeholders, and what nothing reads).
-        activation: between the layers of a checkpoint that has no graph, or of a TF-Agents policy (there "relu" is the
-            default): the variables alone are read then.
+        activation: between the layers of a checkpoint that has no graph; of the value network in a policy of TF-Agents, where
+            no stored function runs it (without it that network is left out).
         config: of a checkpoint that `save_weights` of Keras wrote (`dqn.h5f.index`), the JSON file of `model.to_json()`.
         python: interpreter with tf2onnx, see `interop.converters`.
 
@@ -53,7 +52,7 @@ def read_tensorflow(
     path = Path(path)
     if path.is_dir():
         if (path / AGENTS).exists() and not signature:
-            return _agents(path, activation or "relu")
+            return read_agents(path, word=activation)
         tail = ["--signature_def", signature] if signature else []
         return tensorflow_to_onnx(path, ["--saved-model", str(path.resolve()), *tail], python=python)
     if path.suffix == ".pb":
@@ -125,34 +124,6 @@ def _graph_of_meta(path: Path) -> Wire:
         if field.number == 2 and field.kind == BYTES:
             return Wire(wire.data[field.start : field.end], str(path))
     raise FormatError("holds no graph", path=str(path))
-
-
-def _agents(path: Path, activation: str) -> GraphModule:
-    """A policy of TF-Agents by its variables: model_variables/0 is the first kernel, /1 its bias, and so on. Networks whose
-    layers are not one chain (actor distributions, recurrent ones) go through their signature "action" instead."""
-    numbered: dict[int, torch.Tensor] = {}
-    for name, tensor in read_checkpoint(path).items():
-        found = re.fullmatch(r"model_variables/(\d+)", name.removesuffix(ENDING))
-        if found:
-            numbered[int(found.group(1))] = tensor
-    values = [numbered[key] for key in sorted(numbered)]
-    layers: list[Layer] = []
-    for tensor in values:
-        if tensor.ndim == 1 and layers and layers[-1].bias is None:
-            layers[-1].bias = tensor
-        else:
-            layers.append(Layer(f"layer{len(layers)}", _out_first(tensor)))
-    make = GraphBuilder()
-    try:
-        if not layers:
-            raise FormatError("holds no model_variables; give signature='action'")
-        x = make.input("observation", shape=image_layout(layers))
-        make.output(chain(make, x, layers, activation), "output", shape=("rows", None))
-        return make.build(about=About(format="tf-agents", producer="tf-agents"))
-    except FormatError as error:
-        raise FormatError(
-            f"{error.reason}; its layers are no chain, give signature='action'", path=str(path), op=error.op
-        ) from error
 
 
 def _out_first(kernel: torch.Tensor) -> torch.Tensor:
