@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from lockstep import kernels
 from lockstep.core.env import runs_root
-from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, unknown_name
+from lockstep.core.errors import CheckpointError, ConfigError, LockstepError, StoppedError, unknown_name
 from lockstep.core.spaces import BoxSpace, Space, space_from_json
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.spaces import action_space_of, leaf_space
@@ -360,9 +360,14 @@ def _run(
     try:
         with directory, session, polite_stop(session):
             result = train_function(type(config).__name__)[1](config, session)
-    except (LockstepError, KeyboardInterrupt):
-        if session.step == 0 and not resume:
+    except (LockstepError, KeyboardInterrupt, OSError) as error:
+        is_begun = any(directory.checkpoints_path.glob("step_*"))
+        if not (is_begun or session.step or resume):
             shutil.rmtree(directory.path, ignore_errors=True)
+        elif is_begun and not isinstance(error, StoppedError):
+            error.add_note(
+                f"nothing up to its last checkpoint is lost; go on with: lockstep train --resume {directory.path}"
+            )
         raise
     return Run(directory.path, result)
 

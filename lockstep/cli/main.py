@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -59,18 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lockstep {verb}: {error}", file=sys.stderr)
         return 130
     except LockstepError as error:
-        print(f"lockstep {verb}: {error}", file=sys.stderr)
+        _tell(verb, error)
         return 2
-    except KeyboardInterrupt:
-        print(f"\nlockstep {verb}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(file=sys.stderr)
+        _tell(verb, error, "interrupted")
         return 130
     except BrokenPipeError:
         return 141
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"lockstep {verb}: {error}", file=sys.stderr)  # a file to write: --json, --out, --plot
+        _tell(verb, error)  # a file to write: --json, --out, --plot; or a disk that is full
         return 2
+
+
+def _tell(verb: str, error: BaseException, what: str = "") -> None:
+    """The error in a paragraph, and what was noted beside it on the way."""
+    notes: list[str] = error.__dict__.get("__notes__", [])
+    print("\n".join([f"lockstep {verb}: {what or error}", *notes]), file=sys.stderr)
 
 
 def _usage() -> str:

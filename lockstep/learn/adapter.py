@@ -34,6 +34,21 @@ class AdapterConfig:
         if self.rank < 0:
             raise ConfigError(f"adapter rank={self.rank}; expected 0 (none) or more")
 
+    def check(self, path: str) -> None:
+        """Refuse an adapter beside weights that nobody has trained.
+
+        Args:
+            path: of the model (empty: a new one).
+
+        Raises:
+            ConfigError: the model is new.
+        """
+        if self.rank and not path:
+            raise ConfigError(
+                f"adapter.rank={self.rank} of a new model, whose weights would stay as they were drawn; give model.path, or "
+                "train all weights by adapter.rank=0"
+            )
+
     def build(self, model: LanguageModel, seed: int) -> Adapter | None:
         """One that changes nothing yet; None where there is none.
 
@@ -46,12 +61,23 @@ class AdapterConfig:
         return new_adapter(model, wish, torch.Generator().manual_seed(seed))
 
 
+def frozen_parts(model: LanguageModel, adapter: Adapter | None) -> dict[str, LanguageModel]:
+    """What a checkpoint needs beside a learner: the model that it does not change and a resumed process must find again."""
+    return {} if adapter is None else {"frozen": model}
+
+
+def melted(weights: Weights) -> LanguageModel:
+    """The model with its adapter in its weights: a copy where there is one."""
+    if weights.adapter is None:
+        return weights.model
+    model = copy.deepcopy(weights.model)
+    merge_adapter(model, weights.adapter)
+    return model
+
+
 def write_weights(made: TrainedModel, weights: Weights, folder: Path, results: Mapping[str, Any]) -> None:
     """The model's folder. An adapter is melted into a copy of the weights, and lies alone beside it, as PEFT keeps it: in
     "adapter" beside "model"."""
-    model, title = weights.model, folder.parent.name
     if weights.adapter is not None:
-        model = copy.deepcopy(model)
-        merge_adapter(model, weights.adapter)
         save_adapter(weights.adapter, folder.with_name(folder.name.replace("model", "adapter")))
-    replace(made, model=model).write(folder, results, title)
+    replace(made, model=melted(weights)).write(folder, results, folder.parent.name)

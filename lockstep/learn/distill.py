@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
-from lockstep.learn.adapter import write_weights
+from lockstep.learn.adapter import AdapterConfig, frozen_parts, write_weights
 from lockstep.learn.ahead import check_rows
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
 from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
@@ -38,6 +38,8 @@ class DistillConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The student; a new one takes the teacher's tokenizer."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapter that is trained in its stead."""
     teacher: str = ""
     """Model folder, run directory, GGUF file or hub id of the teacher."""
     teacher_dtype: str = "auto"
@@ -73,6 +75,7 @@ class DistillConfig:
 
 def train(config: DistillConfig, session: Session) -> Result:
     """Take the next rows, ask the teacher for its distributions, step on the divergence; repeat."""
+    config.adapter.check(config.model.path)
     kernels.set_num_threads(config.run.threads)
     teacher = load_teacher(config.teacher, config.teacher_dtype)
     rows = JsonLines(Path(config.data.path))
@@ -81,8 +84,9 @@ def train(config: DistillConfig, session: Session) -> Result:
     teacher.check(made)
     renderer = Renderer(made.tokenizer, config.data, min(made.model.max_context, teacher.model.max_context))
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
-    learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
-    session.begin({"learner": learner})
+    adapter = config.adapter.build(made.model, session.seed)
+    learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
     def read(number: int) -> list[Example]:
         example = renderer.supervised(rows[number], rows.where(number))
@@ -91,7 +95,7 @@ def train(config: DistillConfig, session: Session) -> Result:
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
-            session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
+            session.record(evaluated(learner, lambda now: likelihoods(now, held_out, config.micro_tokens)))
         session.checkpoint()
         if not session.running:
             break

@@ -99,6 +99,8 @@ class OptimiserConfig:
             value = self.__dict__[name]
             if not 0.0 <= value < math.inf:
                 raise ConfigError(f"optimiser {name}={value}; expected a finite number, 0 or more")
+        if not self.lr and not (self.kind == "muon" and self.muon_lr):
+            raise ConfigError(f"optimiser lr={self.lr} changes no weight; give a learning rate above 0")
         if not all(0.0 <= beta < 1.0 for beta in (*self.betas, self.muon_momentum)):
             raise ConfigError(f"betas={self.betas}, muon_momentum={self.muon_momentum}; expected them in [0, 1)")
         if self.muon_steps < 1:

@@ -18,10 +18,10 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.learn import losses
-from lockstep.learn.adapter import write_weights
+from lockstep.learn.adapter import AdapterConfig, frozen_parts, write_weights
 from lockstep.learn.ahead import check_rows, some
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
-from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evaluated, written
+from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, Weights, evaluated, written
 from lockstep.learn.logprobs import Logprobs, forward_logprobs
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
@@ -40,6 +40,8 @@ class PreferenceConfig:
     """dpo, ipo, kto, orpo or simpo."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model goes on; for dpo, ipo and kto its first weights are the reference."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapter that is trained in its stead."""
     data: DataConfig = field(default_factory=DataConfig)
     """Rows with "prompt", "chosen" and "rejected"; for kto "prompt", "completion" and "label"."""
     held_out: str = ""
@@ -88,13 +90,16 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     kernels.set_num_threads(config.run.threads)
     rows = JsonLines(Path(config.data.path))
     made = build(config.model, [], session.seed, None)
+    adapter = config.adapter.build(made.model, session.seed)
     reference = None
     if config.method in WITH_REFERENCE:
-        reference = build(config.model, [], session.seed, None).model.requires_grad_(False)
+        # Of an adapter it is the model itself, without it.
+        reference = made.model if adapter is not None else build(config.model, [], session.seed, None).model
+        reference.requires_grad_(False)
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
-    learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
-    session.begin({"learner": learner})
+    learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
     def read(number: int) -> Sequence[Example]:
         row, where = rows[number], rows.where(number)
@@ -106,14 +111,14 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
-            session.record(evaluated(learner, lambda now: accuracies(config, now.model, reference, held_out)))
+            session.record(evaluated(learner, lambda now: accuracies(config, now, reference, held_out)))
         session.checkpoint()
         if not session.running:
             break
         numbers = shuffled(len(rows), config.batch, session.seed, session.step)
         if config.method == "kto":
             assert reference is not None
-            micros, loss = _labelled(config, made.model, reference, rows, renderer, numbers)
+            micros, loss = _labelled(config, learner, reference, rows, renderer, numbers)
         else:
             examples = [one for number in numbers for one in read(number)]
             micros = micro_batches(examples, config.micro_tokens, together=2)
@@ -162,7 +167,7 @@ def with_reference(micros: Sequence[MicroBatch], reference: LanguageModel | None
 
 def _labelled(
     config: PreferenceConfig,
-    model: LanguageModel,
+    learner: Learner,
     reference: LanguageModel,
     rows: JsonLines,
     renderer: Renderer,
@@ -184,7 +189,7 @@ def _labelled(
     strangers = with_reference(micro_batches(mismatched, config.micro_tokens), reference)
     kl = math.fsum(
         float(((logprob_R - micro.columns["reference_logprob"]) * micro.weight_R).sum())
-        for micro, logprob_R in zip(strangers, forward_logprobs(model, strangers), strict=True)
+        for micro, logprob_R in zip(strangers, learner.forward_logprobs(strangers), strict=True)
     ) / max(len(mismatched), 1)
     micros = with_reference(micro_batches(examples, config.micro_tokens), reference)
     return micros, labelled_loss(config, labels, kl, len(examples))
@@ -230,7 +235,7 @@ def read_pairs(path: Path, renderer: Renderer) -> list[Example]:
 
 
 def accuracies(
-    config: PreferenceConfig, model: LanguageModel, reference: LanguageModel | None, pairs: Sequence[Example]
+    config: PreferenceConfig, weights: Weights, reference: LanguageModel | None, pairs: Sequence[Example]
 ) -> Scores:
     """1 for each pair whose chosen answer the model ranks higher (by the method's own reward), 0 for the others.
 
@@ -238,7 +243,8 @@ def accuracies(
     """
     values = [0.0] * (len(pairs) // 2)
     micros = with_reference(micro_batches(pairs, config.micro_tokens, together=2), reference)
-    for micro, logprob_R in zip(micros, forward_logprobs(model, micros), strict=True):
+    found = forward_logprobs(weights.model, micros, adapter=weights.adapter)
+    for micro, logprob_R in zip(micros, found, strict=True):
         reward_R = logprob_R
         if config.method in WITH_REFERENCE:
             reward_R = logprob_R - micro.columns["reference_logprob"]

@@ -16,6 +16,8 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.interop.hf.save import save_folder
+from lockstep.layers.low_rank import Adapter
+from lockstep.learn.adapter import AdapterConfig, frozen_parts, melted
 from lockstep.learn.ahead import check_rows
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled
 from lockstep.learn.heads import ScalarHead
@@ -36,6 +38,8 @@ class RewardModelConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model goes on."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapter that is trained in its stead."""
     data: DataConfig = field(default_factory=DataConfig)
     """Rows with "prompt", "chosen" and "rejected"."""
     held_out: str = ""
@@ -66,8 +70,9 @@ def train(config: RewardModelConfig, session: Session) -> Result:
     # `at_the_end` adds a token.
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context - 1)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
-    learner = Learner(made.model, config.learner, heads={"reward": head}, total_steps=config.run.total_steps)
-    session.begin({"learner": learner})
+    adapter, steps = config.adapter.build(made.model, session.seed), config.run.total_steps
+    learner = Learner(made.model, config.learner, adapter=adapter, heads={"reward": head}, total_steps=steps)
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
     def read(number: int) -> list[Example]:
         return [at_the_end(one) for one in renderer.pair(rows[number], rows.where(number)) or ()]
@@ -87,7 +92,7 @@ def train(config: RewardModelConfig, session: Session) -> Result:
     rows.close()
     return session.finish(
         written(
-            learner, lambda now, path, results: save_reward_model(path, replace(made, model=now.model), head_of(now))
+            learner, lambda now, path, results: save_reward_model(path, replace(made, model=melted(now)), head_of(now))
         )
     )
 
@@ -101,7 +106,7 @@ def head_of(weights: Weights) -> ScalarHead:
 
 def accuracies(weights: Weights, pairs: Sequence[Example], micro_tokens: int) -> Scores:
     """1 for each pair (chosen, rejected, chosen, ...) whose chosen answer has the higher reward, 0 for the others."""
-    rewards = score(weights.model, head_of(weights), pairs, micro_tokens)
+    rewards = score(weights.model, head_of(weights), pairs, micro_tokens, weights.adapter)
     return Scores(
         tuple(float(chosen > rejected) for chosen, rejected in zip(rewards[0::2], rewards[1::2], strict=True))
     )
@@ -126,13 +131,20 @@ def comparison_loss(head: ScalarHead, num: int, centre: float) -> Loss:
 
 
 @torch.no_grad()
-def score(model: LanguageModel, head: ScalarHead, examples: Sequence[Example], micro_tokens: int) -> list[float]:
+def score(
+    model: LanguageModel,
+    head: ScalarHead,
+    examples: Sequence[Example],
+    micro_tokens: int,
+    adapter: Adapter | None = None,
+) -> list[float]:
     """Rewards of whole texts, in order."""
     rewards = [0.0] * len(examples)
     for micro in micro_batches(
         [replace(at_the_end(one), columns={}) for one in examples], micro_tokens + 2, together=1
     ):
-        hidden_SE = model(micro.batch, None).index_select(0, micro.rows_R)
+        batch = micro.batch if adapter is None else micro.batch.with_adapter(adapter)
+        hidden_SE = model(batch, None).index_select(0, micro.rows_R)
         for place, reward in zip(micro.examples, head(hidden_SE).tolist(), strict=True):
             rewards[place] = reward
     return rewards

@@ -189,7 +189,7 @@ class Session:
             self._restore()
         if self.directory is not None:
             if self.resume:
-                self.directory.rewind(self.step)
+                self.directory.rewind(self.step, -1 if self.last is None else self.last.step)
             self.sink = self.directory.sink(
                 tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project
             )
@@ -228,6 +228,7 @@ class Session:
         """An evaluation of the weights of this step."""
         scores = Scores(scores.values, self.step, scores.extra)
         self.last = scores
+        self._saved_step = -1  # a checkpoint of this step does not know of it
         if self.step == 0:
             self.first = scores
         low, high = scores.interval

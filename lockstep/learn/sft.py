@@ -9,16 +9,15 @@ from pathlib import Path
 
 from lockstep import kernels
 from lockstep.core.errors import ConfigError
-from lockstep.learn.adapter import write_weights
+from lockstep.learn.adapter import AdapterConfig, frozen_parts, write_weights
 from lockstep.learn.ahead import check_rows, some
 from lockstep.learn.data import DataConfig, JsonLines, Renderer, shuffled, texts_of
-from lockstep.learn.learner import Learner, LearnerConfig, evaluated, written
+from lockstep.learn.learner import Learner, LearnerConfig, Weights, evaluated, written
 from lockstep.learn.logprobs import forward_logprobs
 from lockstep.learn.losses import likelihood_loss
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.packing import Example, micro_batches
 from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
-from lockstep.models.language import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,8 @@ class SFTConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapter that is trained in its stead."""
     data: DataConfig = field(default_factory=DataConfig)
     """Rows with "messages", "prompt" and "completion", or "text"."""
     held_out: str = ""
@@ -45,13 +46,15 @@ def train(config: SFTConfig, session: Session) -> Result:
     """Take the next rows in shuffled order, render, pack, step; repeat."""
     if config.batch < 1:
         raise ConfigError(f"batch={config.batch}; expected 1 or more")
+    config.adapter.check(config.model.path)
     kernels.set_num_threads(config.run.threads)
     rows = JsonLines(Path(config.data.path))
     made = build(config.model, texts_of(rows), session.seed, session.directory.path if session.directory else None)
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
-    learner = Learner(made.model, config.learner, total_steps=config.run.total_steps)
-    session.begin({"learner": learner})
+    adapter = config.adapter.build(made.model, session.seed)
+    learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
     def read(number: int) -> list[Example]:
         example = renderer.supervised(rows[number], rows.where(number))
@@ -60,7 +63,7 @@ def train(config: SFTConfig, session: Session) -> Result:
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
-            session.record(evaluated(learner, lambda now: likelihoods(now.model, held_out, config.micro_tokens)))
+            session.record(evaluated(learner, lambda now: likelihoods(now, held_out, config.micro_tokens)))
         session.checkpoint()
         if not session.running:
             break
@@ -89,11 +92,11 @@ def read_examples(path: Path, renderer: Renderer) -> list[Example]:
     return some(path, renderer, [example for example in found if example is not None])
 
 
-def likelihoods(model: LanguageModel, examples: Sequence[Example], micro_tokens: int) -> Scores:
+def likelihoods(weights: Weights, examples: Sequence[Example], micro_tokens: int) -> Scores:
     """Mean log-probability a learned token, one number a row; higher is better."""
     values = [0.0] * len(examples)
     micros = micro_batches(examples, micro_tokens)
-    for micro, logprob_R in zip(micros, forward_logprobs(model, micros), strict=True):
+    for micro, logprob_R in zip(micros, forward_logprobs(weights.model, micros, adapter=weights.adapter), strict=True):
         mean_S = micro.sequence_sum(logprob_R * micro.weight_R) / micro.sequence_sum(micro.weight_R)
         for place, value in zip(micro.examples, mean_S.tolist(), strict=True):
             values[place] = value

@@ -163,13 +163,17 @@ class RunDirectory:
     def eval_path(self) -> Path:
         return self.path / EVAL
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, evaluated: int | None = None) -> None:
         """Forget metrics, evaluations, samples and events beyond `step`, the step of the checkpoint that training resumes from.
 
         Call it before `sink`.
+
+        Args:
+            evaluated: step of the last evaluation that the checkpoint knows of (-1: none), where an evaluation may come after
+                the checkpoint of its step; None: it never does.
         """
         truncate_after(self.metrics_path, step)
-        truncate_after(self.eval_path, step)
+        truncate_after(self.eval_path, step if evaluated is None else evaluated)
         truncate_after(self.samples_path, step)
         truncate_after(self.path / EVENTS, step)
         self._resume_step = step

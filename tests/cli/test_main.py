@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,22 @@ def test_mistakes_are_named(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error.add_note("go on with: lockstep train --resume RUN")
+        raise error
+
+    monkeypatch.setattr("lockstep.cli.train.main", fail)
+    assert main(["train", "ppo-cartpole"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("lockstep train:")
+    assert "No space left" in told[0]
+    assert told[1:] == ["go on with: lockstep train --resume RUN"]
 
 
 def test_unknown_option_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

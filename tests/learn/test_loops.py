@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lockstep.core.errors import ConfigError, FormatError, StoppedError
 from lockstep.interop.weights import open_weights
 from lockstep.learn import distill, preference, reward_model, sft
+from lockstep.learn.adapter import AdapterConfig
 from lockstep.learn.data import DataConfig, Renderer, shuffled
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import LearnerConfig
@@ -111,6 +113,39 @@ def test_it_learns(name: str, model_folder: Path, tmp_path: Path) -> None:
     if name not in ("sft", "kto"):
         assert result.last is not None
         assert result.last.mean > 0.9
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "reward_model", "distill"])
+def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
+    name: str, model_folder: Path, tmp_path: Path
+) -> None:
+    config, train = configs(model_folder, tmp_path)[name]
+    config = dataclasses.replace(longer(config, 4), adapter=AdapterConfig(rank=4))
+    if name == "distill":  # of the model itself, which has nothing to teach it
+        config = dataclasses.replace(config, likelihood_weight=1.0)
+    folders = []
+    for stop_at in (None, 2):
+        directory = RunDirectory.create(tmp_path / "runs", name, config, 1)
+        with directory, Session(config.run, directory=directory) as session:
+            if stop_at is None:
+                train(config, session)
+            else:
+                session.on_progress = stopper(session, stop_at)
+                with pytest.raises(StoppedError):
+                    train(config, session)
+        if stop_at is not None:
+            with (
+                RunDirectory.open(directory.path) as again,
+                Session(config.run, directory=again, resume=True) as session,
+            ):
+                train(config, session)
+        folders.append(directory.path)
+    files = [{file.name: load_file(file) for file in (path / "model").glob("*.safetensors")} for path in folders]
+    (whole,), (parts,), base = files[0].values(), files[1].values(), load_file(model_folder / "model.safetensors")
+    assert all(whole[name].equal(parts[name]) for name in whole)
+    changed = {name.rsplit(".", 2)[-2] for name in whole if name in base and not whole[name].equal(base[name])}
+    assert "q_proj" in changed
+    assert not changed & {"embed_tokens", "norm", "input_layernorm", "lm_head"}
 
 
 def test_a_student_takes_the_teachers_distribution(model_folder: Path, tmp_path: Path) -> None:
@@ -231,6 +266,8 @@ def test_wishes_that_cannot_be_met(model_folder: Path, tmp_path: Path) -> None:
         preference.PreferenceConfig(method="kto", held_out="x")
     with pytest.raises(ConfigError, match="dpo, ipo"):
         preference.PreferenceConfig(method="ppo")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"adapter\.rank=4 of a new model"):
+        sft.train(sft.SFTConfig(adapter=AdapterConfig(rank=4)), Session(UpdatesConfig()))
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b"}])
     config = preference.PreferenceConfig(model=ModelConfig(path=str(model_folder)), data=DataConfig(path=bad))
     with pytest.raises(FormatError, match=r'bad\.jsonl:1: "rejected" is missing'):

@@ -112,6 +112,8 @@ def test_schedules(kind: str, expected: list[float] | None) -> None:
         lambda: ScheduleConfig(kind="step"),  # type: ignore[arg-type]
         lambda: ScheduleConfig(kind="linear", warmup_steps=5, total_steps=5),
         lambda: OptimiserConfig(lr=-1.0),
+        lambda: OptimiserConfig(lr=0.0),
+        lambda: OptimiserConfig(kind="muon", lr=0.0, muon_lr=0.0),
         lambda: OptimiserConfig(kind="sgd"),  # type: ignore[arg-type]
         lambda: ScheduleConfig(kind="cosine").factor(0),
         lambda: Ema([], 1.0),

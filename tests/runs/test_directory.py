@@ -185,6 +185,9 @@ def test_rewind_forgets_what_the_checkpoint_does_not_know(tmp_path: Path) -> Non
     record = read_run(run.path)
     assert record.series("return") == ([10, 20, 30], [10.0, 20.0, 31.0])
     assert [e.step for e in record.evaluations()] == [10, 20]
+    with RunDirectory.open(run.path) as run:
+        run.rewind(20, evaluated=10)
+    assert [e.step for e in read_run(run.path).evaluations()] == [10]
 
 
 def test_wall_seconds_add_up_over_resumes(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ def check_advantage(learn: LearnConfig, rollout: RolloutConfig) -> None:
         ConfigError: names both settings.
     """
     loss, size = learn.loss, rollout.group_size
+    if learn.minibatches > rollout.groups:
+        raise ConfigError(
+            f"learn.minibatches={learn.minibatches} of rollout.groups={rollout.groups}: a group stays in one of them, and some "
+            "would be empty; give as many groups, or fewer minibatches"
+        )
     if loss.advantage in COMPARED and size < 2:
         raise ConfigError(
             f"rollout.group_size={size} with learn.loss.advantage={loss.advantage!r}, which compares a sample with its group's "

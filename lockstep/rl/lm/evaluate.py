@@ -32,6 +32,17 @@ class EvaluationConfig:
     level: int = 0
     """Of the held-out problems, where the task has levels; it stays as it is while those of training change."""
 
+    def check(self, task: AnyTask) -> None:
+        """Refuse a level of a task without levels.
+
+        Raises:
+            ConfigError: names both.
+        """
+        if self.level and levelled(task) is None:
+            raise ConfigError(
+                f"level={self.level} of task {task.name}, which has no levels; leave it 0, or give task.levels"
+            )
+
 
 def evaluate(
     model: LanguageModel,
@@ -58,10 +69,7 @@ def evaluate(
     Returns:
         (a score a problem, what the model wrote at the temperature).
     """
-    if config.level and levelled(task) is None:
-        raise ConfigError(
-            f"level={config.level} of task {task.name}, which has no levels; leave it 0, or give task.levels"
-        )
+    config.check(task)
     problems = first_problems(task, config.problems, config.level)
 
     def answer(samples: int, temperature: float) -> list[Group]:

@@ -96,6 +96,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
     kernels.set_num_threads(threads.all)
     folder = session.directory.path / "tokenizer" if session.directory else None
     task, held_out = make_tasks(config.task)
+    config.evaluation.check(held_out)
     source = ProblemSource(task, session.seed, config.task.curriculum.first if config.task.levels else 0)
     course = Course(task, config.task, source, config.rollout.groups, config.staleness)
     texts = (reading(source.training(number)) for number in range(TOKENIZER_PROBLEMS))
@@ -121,6 +122,8 @@ def train(config: GRPOConfig, session: Session) -> Result:
         parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
         parts["course"] = course if course.has_levels else None
         session.begin({name: part for name, part in parts.items() if part is not None})
+        if config.start.steps:
+            session.checkpoint()  # of what the start has cost
         publisher.publish(session.step)
         first_digest = publisher.current.digest
 

@@ -50,6 +50,8 @@ def test_the_ratio_of_older_samples_is_to_their_sampler_unless_a_correction_is()
         ("dapo", {"rollout__max_tokens": 96}, "a model of 96 positions leaves no room"),
         ("dapo", {"learn__micro_tokens": 5}, r"learn\.micro_tokens=5 holds no prompt"),
         ("dapo", {"staleness": -1}, "staleness=-1"),
+        ("dapo", {"learn__minibatches": 4}, r"learn\.minibatches=4 of rollout\.groups=3"),
+        ("dapo", {"evaluation__level": 1}, "level=1 of task digits, which has no levels"),
         ("dapo", {f"start__{LATE}": 3, f"start__{KIND}": "linear"}, "3 optimiser steps in all with .*warmup_steps=3"),
         ("dapo", {LATE: 9, KIND: "cosine"}, "4 optimiser steps in all with .*warmup_steps=9"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lockstep.api import override
+from lockstep.api import override, resume, train
 from lockstep.core.errors import DeadlineError, EnvError, WeightsError
 from lockstep.core.request import WeightsVersion
 from lockstep.core.trajectory import Trajectory, Verdict
@@ -129,6 +129,25 @@ def test_a_verifier_that_judges_nothing_ends_the_run_with_its_reason(everywhere:
         EnvError, match=rf"none of \d+ answers {where} could be judged; .*ZeroDivisionError: no such judge"
     ):
         run(wish)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_what_the_start_has_cost_is_kept_when_the_first_update_fails(
+    everywhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier that works in evaluations only has been evaluated once already: the resumed run does not do so again."""
+    wish = config(task__name="tests.rl.lm.digits:Broken", rollout__groups=4, run__total_steps=1)
+    wish = override(wish, "task.options", {"everywhere": everywhere})
+    with pytest.raises(EnvError, match="could be judged") as caught:
+        train(wish, out=tmp_path)
+    (folder_of_run,) = tmp_path.iterdir()
+    assert caught.value.__notes__ == [
+        f"nothing up to its last checkpoint is lost; go on with: lockstep train --resume {folder_of_run}"
+    ]
+    monkeypatch.setattr("tests.rl.lm.digits.Broken.score", Digits.score)
+    monkeypatch.setattr("lockstep.rl.lm.grpo.supervised_start", lambda *_: pytest.fail("started again"))
+    assert resume(folder_of_run).result.steps == 1
+    assert [line["step"] for line in read_jsonl(folder_of_run / "eval.jsonl")] == [0, 1]
 
 
 def test_a_sampler_that_stops_answering_is_an_error_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

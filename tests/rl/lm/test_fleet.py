@@ -366,6 +366,7 @@ KILLER = """
 import multiprocessing, os, random, signal, sys, time
 from pathlib import Path
 from lockstep.api import read_config
+from lockstep.core.errors import WorkerError
 from lockstep.runs.directory import RunDirectory
 from tests.rl.lm.small import run
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
@@ -387,8 +388,11 @@ def begun():
     child = os.fork()  # nothing is imported anew
     if child == 0:
         multiprocessing.set_forkserver_preload(["lockstep.rl.lm.worker"])
-        with RunDirectory.open(path) as directory:
-            run(read_config(path), directory, resume=True)
+        try:
+            with RunDirectory.open(path) as directory:
+                run(read_config(path), directory, resume=True)
+        except WorkerError as error:  # one number of worker was killed three times before it had finished a sample
+            os._exit(3 if "finished no sample" in str(error) else 1)
         os._exit(0)
     return child
 
@@ -400,6 +404,9 @@ while True:
     before, began = size(), time.monotonic()
     while (gone := os.waitpid(learner, os.WNOHANG))[0] == 0 and (size() <= before or sum(done.values()) == kills):
         time.sleep(0.002)
+    if gone[0] and os.waitstatus_to_exitcode(gone[1]) == 3:
+        learner = begun()
+        continue
     if gone[0]:
         if gone[1] or sum(done.values()) < kills:
             sys.exit(f"the run ended with status {gone[1]} after {done} kills")
