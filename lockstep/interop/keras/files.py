@@ -6,10 +6,8 @@ the configuration in an attribute and its arrays under the layers' own names.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -18,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from lockstep.core.errors import FormatError
-from lockstep.core.extras import require
 from lockstep.interop.archives import MAX_GROWTH, SPARE_BYTES, Archive
+from lockstep.interop.hdf5 import HDF5
 from lockstep.interop.wire import read_file
 
 MAX_BYTES = 1 << 32
-VARIABLE_LENGTH, ELEMENT = 9, 16
-"""A class of datatypes, and the bytes of an element: a length of four, a heap's address of eight, a number of four."""
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 
 
@@ -43,18 +39,18 @@ class KerasFile:
         if self.is_zip:
             archive = Archive(path, "a .keras file", self.content)
             self.config = json_of(archive.read(CONFIG), path)
-            self._stored = archive.read(WEIGHTS)
-            self._h5 = _open(self._stored, path)
+            self._hdf5 = HDF5(archive.read(WEIGHTS), path)
         else:
-            self._stored = self.content
-            self._h5 = _open(self._stored, path)
+            self._hdf5 = HDF5(self.content, path)
+        self._h5 = self._hdf5.root
+        if not self.is_zip:
             text = self._attribute("model_config")
             self.config = json_of(text, path) if text else {}
         self._budget = MAX_GROWTH * len(self.content) + SPARE_BYTES
 
     def _attribute(self, name: str) -> bytes:
         try:
-            value = self._read_attribute(self._h5, name)
+            value = self._hdf5.attribute(self._h5, name)
             value = b"" if value is None else value
         except FormatError:
             raise
@@ -62,17 +58,6 @@ class KerasFile:
             raise FormatError(f"its attribute {name} cannot be read: {error}", path=str(self.path)) from error
         # Bytes that are no text come as lone surrogates; they go on as bytes, for the reader of JSON to refuse.
         return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
-
-    def _read_attribute(self, owner: Any, name: str) -> Any:
-        """Of a group; None where there is none. HDF5 takes memory for the length that a text states before it looks for it,
-        gibibytes where that is damaged, so it is compared with the file's own length first."""
-        if name not in owner.attrs:
-            return None
-        if owner.attrs.get_id(name).dtype.kind == "O":
-            longest = longest_text(self._stored, name)
-            if longest > len(self._stored):
-                raise FormatError(f"its attribute {name} states a text of {longest} bytes", path=str(self.path))
-        return owner.attrs[name]
 
     def places(self, layers: list[dict[str, Any]], weighted: Collection[str]) -> dict[str, str]:
         """Layer's name -> its group.
@@ -118,7 +103,7 @@ class KerasFile:
             if self._has_names():
                 root = self._root()
                 owner = self._h5[root] if root else self._h5
-                names = self._read_attribute(owner, "layer_names")
+                names = self._hdf5.attribute(owner, "layer_names")
                 texts = [x.decode() if isinstance(x, bytes) else str(x) for x in (owner if names is None else names)]
             else:
                 root = "layers/"
@@ -142,7 +127,7 @@ class KerasFile:
         try:
             if group not in self._h5:
                 return []
-            names = self._read_attribute(self._h5[group], "weight_names")
+            names = self._hdf5.attribute(self._h5[group], "weight_names")
             if names is not None:
                 texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
                 return [f"{group}/{name}" for name in texts]
@@ -171,50 +156,6 @@ class KerasFile:
             raise
         except Exception as error:  # see _attribute
             raise FormatError(f"array {name!r} cannot be read: {error}", path=str(self.path)) from error
-
-
-def longest_text(content: bytes, name: str) -> int:
-    """The largest length in bytes that attributes of this name state for texts of variable length, 0 where there is none.
-
-    Args:
-        content: an HDF5 file.
-        name: of the attributes; each stands in its message.
-
-    Source: "HDF5 File Format Specification Version 3.0", IV.A.2.b, d and m (messages of dataspace, datatype and attribute).
-
-    >>> longest_text(b"no attribute", "model_config")
-    0
-    """
-    text = name.encode() + b"\0"
-    longest = 0
-    for found in re.finditer(re.escape(text), content):
-        # Version -> bytes in front of the name; what follows it is padded to eight bytes in version 1.
-        for version, before in {1: 8, 2: 8, 3: 9}.items():
-            at, step = found.start() - before, 8 if version == 1 else 1
-            if at < 0 or content[at] != version or len(content) < at + 8:
-                continue
-            sizes = struct.unpack_from("<3H", content, at + 2)
-            ends = [found.start()]
-            for size in sizes:
-                ends.append(ends[-1] + -(-size // step) * step)
-            kind, space, data = ends[1:]
-            if sizes[0] == len(text) and len(content) > data and content[kind] & 0x0F == VARIABLE_LENGTH:
-                unit = int.from_bytes(content[kind + 12 : kind + 16], "little")
-                lengths = [
-                    int.from_bytes(content[data + ELEMENT * i : data + ELEMENT * i + 4], "little")
-                    for i in range(_num_elements(content, space, (len(content) - data) // ELEMENT))
-                ]
-                longest = max([longest, *(length * max(unit, 1) for length in lengths)])
-    return longest
-
-
-def _num_elements(content: bytes, space: int, most: int) -> int:
-    """Of a dataspace message; at most so many."""
-    dims = space + (8 if content[space] == 1 else 4)
-    num = 1
-    for axis in range(content[space + 1]):
-        num *= int.from_bytes(content[dims + 8 * axis : dims + 8 * axis + 8], "little")
-    return min(num, most)
 
 
 def _name(layer: dict[str, Any]) -> str:
@@ -255,11 +196,3 @@ def json_of(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "class_name" not in value or not isinstance(value.get("config"), dict):
         raise FormatError("its configuration is not of a Keras model", path=str(path))
     return value
-
-
-def _open(content: bytes, path: Path) -> Any:
-    h5py = require("h5py", extra="keras")
-    try:
-        return h5py.File(io.BytesIO(content), "r")
-    except Exception as error:  # see KerasFile._attribute
-        raise FormatError(f"is no HDF5 file of Keras, or is damaged: {error}", path=str(path)) from error

@@ -18,8 +18,8 @@ pytest.importorskip("h5py")
 from lockstep.api import policy_from, train
 from lockstep.core.errors import ConfigError, FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
+from lockstep.interop.hdf5 import longest_text
 from lockstep.interop.keras import read_keras, save_keras
-from lockstep.interop.keras.files import longest_text
 from lockstep.interop.readers import format_of, load
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
@@ -153,6 +153,15 @@ def test_a_checkpoint_under_the_name_of_a_weights_file() -> None:
         load(index, config=FILES / "keras2" / "krl_dqn.json")
     with pytest.raises(FormatError, match=r"holds no weights of a Keras model"):
         load(FILES / "tf" / "raw_ckpt.index", config=config)
+
+
+def test_a_heap_that_the_hdf5_library_walks_for_ever_is_refused(tmp_path: Path) -> None:
+    content = bytearray((FILES / "keras3" / "c.h5").read_bytes())
+    at = content.rindex(b"GCOL") + 16
+    content[at : at + 16] = bytes(16)  # free space of no size
+    (tmp_path / "x.h5").write_bytes(content)
+    with pytest.raises(FormatError, match=rf"x\.h5, byte {at}: an object of 0 bytes in a heap of 4096"):
+        load(tmp_path / "x.h5")
 
 
 TENSORFLOW = os.environ.get("LOCKSTEP_TENSORFLOW_PYTHON", "")
