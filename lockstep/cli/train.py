@@ -34,6 +34,7 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
         "pass_at_k": "pass@k",
         "length": "length",
         "unscored": "unjudged",
+        "too_long": "prompts too long",
         "eval": "held out",
         "averaged": "averaged",
         "trained": "trained",

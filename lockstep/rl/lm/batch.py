@@ -54,7 +54,7 @@ class LearnConfig:
     epochs: int = 1
     """Passes over the batch."""
     micro_tokens: int = 8192
-    """Tokens of a forward and backward pass."""
+    """Tokens of a forward and backward pass; those of the longest sample, where it has more."""
     drop_uniform: bool = False
     """Leave groups whose rewards are all equal out of the counts too, as DAPO's dynamic sampling does."""
     overlong_buffer: int = 0
@@ -125,8 +125,14 @@ def make_batch(
         references: answers for a teacher to speak of, spread over the minibatches.
 
     Raises:
-        EnvError: not one of many samples could be judged: the verifier does not work, and nothing would be learned.
+        EnvError: not one of many samples could be judged: the verifier does not work, and nothing would be learned; or no
+            prompt of the batch left room for an answer.
     """
+    if not any(group.trajectories for group in groups):
+        raise EnvError(
+            f"no prompt of update {version + 1} leaves room for rollout.max_tokens={rollout.max_tokens} in the context; give a "
+            "model with more positions, or shorter problems"
+        )
     all_rows = [(group, one) for group in groups for one in group.trajectories]
     rows = [(group, one) for group, one in all_rows if one.score and one.score.is_scored]
     num_unscored = len(all_rows) - len(rows)
@@ -209,10 +215,7 @@ class Update:
         self._divergence = None
         if teacher is not None:
             self._divergence = teacher.divergence(learner, config.loss.teacher)
-        self._packed = [
-            micro_batches(part.examples, config.micro_tokens) + micro_batches(part.references, config.micro_tokens)
-            for part in batch.minibatches
-        ]
+        self._packed = [_packed(part.examples, config) + _packed(part.references, config) for part in batch.minibatches]
         if reference is not None and config.loss.kl.coef > 0.0:
             self._packed = [self._with(micros, "reference_logprob", reference, None) for micros in self._packed]
 
@@ -298,6 +301,10 @@ class Update:
             for (micro, _, return_R, value_R), advantage_R in zip(made, white, strict=True)
         )
         return [[next(valued) for _ in micros] for micros in packed]
+
+
+def _packed(examples: Sequence[Example], config: LearnConfig) -> list[MicroBatch]:
+    return micro_batches(examples, max([config.micro_tokens, *(len(one.tokens) for one in examples)]))
 
 
 def exactly(loss: Loss) -> Loss:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lockstep.core.errors import ConfigError
+from lockstep.core.errors import ConfigError, InputError
 from lockstep.rl.lm.batch import LearnConfig
-from lockstep.rl.lm.rollout import RolloutConfig
+from lockstep.rl.lm.problems import AnyTask, ProblemSource
+from lockstep.rl.lm.rollout import PromptEncoder, RolloutConfig
 
 COMPARED = ("group_normalised", "group_centred", "leave_one_out", "group_batch_whitened", "max_likelihood")
 """Advantages that compare a sample with its group's others."""
@@ -47,7 +48,7 @@ def check_advantage(learn: LearnConfig, rollout: RolloutConfig) -> None:
         )
 
 
-def check_lengths(learn: LearnConfig, rollout: RolloutConfig, context: int) -> None:
+def check_lengths(rollout: RolloutConfig, context: int) -> None:
     """Refuse answers that nothing has room for.
 
     Args:
@@ -60,11 +61,32 @@ def check_lengths(learn: LearnConfig, rollout: RolloutConfig, context: int) -> N
         raise ConfigError(
             f"rollout.max_tokens={rollout.max_tokens} in a model of {context} positions leaves no room for a prompt; give less"
         )
-    if learn.micro_tokens <= rollout.max_tokens:
-        raise ConfigError(
-            f"learn.micro_tokens={learn.micro_tokens} holds no prompt with rollout.max_tokens={rollout.max_tokens} after it; "
-            "expected the longest prompt and answer together, or more"
-        )
+
+
+def check_prompts(
+    task: AnyTask, source: ProblemSource, prompts: PromptEncoder, num_groups: int, config: RolloutConfig, context: int
+) -> None:
+    """Look through the problems of a finite task that a run will pose.
+
+    Args:
+        num_groups: of the run.
+        context: positions of the model.
+
+    Raises:
+        InputError: names the first problem whose prompt leaves no room for an answer.
+    """
+    if task.num_problems is None:
+        return
+    for number in range(min(num_groups, task.num_problems)):
+        problem = source.training(number)
+        num_tokens = len(prompts.first(problem))
+        if num_tokens + config.max_tokens > context:
+            raise InputError(
+                f"problem {problem.index} of task {task.name} has a prompt of {num_tokens} tokens, which leaves no room for "
+                f"rollout.max_tokens={config.max_tokens} in the model's {context} positions; shorten it, or give a model with "
+                "more",
+                field="task",
+            )
 
 
 def check_sampler(learn: LearnConfig, rollout: RolloutConfig) -> None:

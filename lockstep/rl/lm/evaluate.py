@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lockstep.core.errors import ConfigError
+from lockstep.core.errors import ConfigError, InputError
 from lockstep.envs.lm.make import levelled
 from lockstep.envs.lm.verify import VerifierPool
 from lockstep.layers.low_rank import Adapter
@@ -65,6 +65,7 @@ def evaluate(
     Raises:
         ConfigError: a level of a task without levels.
         EnvError: not one answer could be judged.
+        InputError: a prompt leaves no room for an answer.
 
     Returns:
         (a score a problem, what the model wrote at the temperature).
@@ -78,6 +79,13 @@ def evaluate(
         return Rollouts(engine, task, problems.__getitem__, verifier, limits, seed=0).collect(range(len(problems)))
 
     groups = answer(config.samples, config.temperature)
+    for group in groups:
+        if not group.trajectories:
+            raise InputError(
+                f"held-out problem {group.problem.index} leaves no room for rollout.max_tokens={rollout.max_tokens} in the "
+                f"model's {model.max_context} positions; give a model with more, shorter answers, or shorter problems",
+                field="task",
+            )
     lengths = [one.num_sampled for group in groups for one in group.trajectories]
     failures = sum(one.score is None or not one.score.is_scored for group in groups for one in group.trajectories)
     if failures == len(lengths):

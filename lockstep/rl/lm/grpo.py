@@ -25,12 +25,12 @@ from lockstep.learn.model import ModelConfig
 from lockstep.learn.session import Result, Scores, Session, UpdatesConfig
 from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
 from lockstep.rl.lm.collector import Collector
-from lockstep.rl.lm.conflicts import check_advantage, check_lengths, check_sampler
+from lockstep.rl.lm.conflicts import check_advantage, check_lengths, check_prompts, check_sampler
 from lockstep.rl.lm.course import Course, told
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
 from lockstep.rl.lm.problems import ProblemSource, reading
 from lockstep.rl.lm.report import readable, rollout_metrics
-from lockstep.rl.lm.rollout import RolloutConfig, Rollouts
+from lockstep.rl.lm.rollout import PromptEncoder, RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
 from lockstep.rl.lm.teacher import TeacherConfig, build_student, reference_examples
@@ -103,7 +103,9 @@ def train(config: GRPOConfig, session: Session) -> Result:
     teacher = config.teacher.open()
     made = build_student(config.model, texts, session.seed, folder, teacher)
     model, tokenizer = made.model, made.tokenizer
-    check_lengths(config.learn, config.rollout, model.max_context)
+    check_lengths(config.rollout, model.max_context)
+    num_groups = config.run.total_steps * config.rollout.groups
+    check_prompts(task, source, PromptEncoder(tokenizer), num_groups, config.rollout, model.max_context)
     if not session.restores:
         supervised_start(model, tokenizer, source, config.start, session.note)
     loss = config.learn.loss
@@ -146,7 +148,7 @@ def train(config: GRPOConfig, session: Session) -> Result:
                 groups, stats = collector.take(session.step)
                 behind = publisher.check((t for g in groups for t in g.trajectories), session.step, config.staleness)
                 changes = course.observe(session.step, groups)
-                given = reference_examples(tokenizer, source, session.step, config.teacher.references)
+                given = reference_examples(made, source, session.step, config.teacher.references)
                 batch = make_batch(groups, config.learn, config.rollout, session.step, given)
                 update = Update(learner, batch, config.learn, reference, teacher)
                 update.prepare()

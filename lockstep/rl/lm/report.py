@@ -14,16 +14,18 @@ from lockstep.rl.lm.rollout import Group, RolloutStats
 
 
 def rollout_metrics(groups: Sequence[Group], stats: RolloutStats, verifier: VerifierPool) -> dict[str, float]:
-    """Rewards, lengths, speed, and what the verifier could not say."""
+    """Rewards, lengths, speed, what the verifier could not say, and how many prompts left no room for an answer."""
     scored = [[t.score.value for t in g.trajectories if t.score is not None and t.score.is_scored] for g in groups]
     rewards = [value for group in scored for value in group]
     trajectories = [one for group in groups for one in group.trajectories]
     num_sampled = sum(one.num_sampled for one in trajectories)
+    too_long = float(sum(not group.trajectories for group in groups))
     return {
+        **({"too_long": too_long} if too_long else {}),
         "reward": _mean(rewards),
         "pass_at_k": _mean([float(max(group) >= 1.0) for group in scored if group]),
         "uniform": _mean([float(len(set(group)) <= 1) for group in scored]),
-        "length": num_sampled / len(trajectories),
+        "length": num_sampled / max(len(trajectories), 1),
         "truncated": _mean([float(one.is_truncated) for one in trajectories]),
         "turns": _mean([float(one.num_turns) for one in trajectories]),
         "cached": stats.num_cached / max(stats.num_prompt_tokens, 1),

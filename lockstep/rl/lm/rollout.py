@@ -98,6 +98,7 @@ class Group:
     """Which group of the run."""
     problem: Problem
     trajectories: list[Trajectory]
+    """None where the prompt leaves no room for an answer."""
     baseline: Trajectory | None = None
     """The greedy answer, where an algorithm subtracts its reward."""
 
@@ -193,6 +194,9 @@ class Rollouts:
         """Begins a group; `advance` moves it."""
         problem, config = self._problem(number), self.config
         prompt = self.prompts.first(problem)
+        if len(prompt) + config.max_tokens > self.engine.plan.max_context:
+            self._done[number] = Group(number=number, problem=problem, trajectories=[])
+            return
         params = self._params(number, n=config.group_size)
         request = Request(id=f"g{number}", prompt=prompt, params=params, adapter=self._adapter)
         self._pending[number] = _Pending(problem, config.group_size + config.greedy_baseline)

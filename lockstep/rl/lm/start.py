@@ -43,10 +43,17 @@ def supervised_start(
     Training problems only, from the end of the groups' numbers, so that reinforcement meets others.
 
     Raises:
-        ConfigError: a problem without a reference answer.
+        ConfigError: a problem without a reference answer; a step whose problems all have more tokens than the model has
+            positions (of other steps those that do are left out).
     """
     learner, loss = Learner(model, config.learner, total_steps=config.steps), float("nan")
     for step, examples in enumerate(_batches(tokenizer, source, config)):
+        examples = [example for example in examples if len(example.tokens) <= model.max_context]
+        if not examples:
+            raise ConfigError(
+                f"no problem of the start's step {step + 1} fits the model's {model.max_context} positions with its answer; "
+                "give a model with more, or shorter problems"
+            )
         num_tokens = sum(example.num_weighted for example in examples)
         micros = micro_batches(examples, config.micro_tokens)
         loss = learner.step(micros, likelihood_loss(num_tokens))["loss"]

@@ -27,7 +27,6 @@ from lockstep.rl.lm.losses import DivergenceOf
 from lockstep.rl.lm.problems import ProblemSource
 from lockstep.rl.lm.rollout import PromptEncoder
 from lockstep.rl.lm.start import reference_example
-from lockstep.tokenize.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +107,17 @@ class OnlineTeacher:
             )
 
 
-def reference_examples(tokenizer: Tokenizer, source: ProblemSource, step: int, num: int) -> list[Example]:
-    """Reference answers of an update, of problems from beyond the groups' numbers: a function of the step.
+def reference_examples(made: TrainedModel, source: ProblemSource, step: int, num: int) -> list[Example]:
+    """Reference answers of an update, of problems from beyond the groups' numbers: a function of the step. One that the model
+    has not the positions for is left out.
 
     Raises:
         ConfigError: a problem without a reference answer.
     """
-    prompts = PromptEncoder(tokenizer)
+    prompts = PromptEncoder(made.tokenizer)
     numbers = range((1 << 30) + step * num, (1 << 30) + (step + 1) * num)
-    return [reference_example(tokenizer, prompts, source.training(number)) for number in numbers]
+    found = [reference_example(made.tokenizer, prompts, source.training(number)) for number in numbers]
+    return [example for example in found if len(example.tokens) <= made.model.max_context]
 
 
 def build_student(

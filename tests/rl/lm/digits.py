@@ -12,7 +12,8 @@ class Digits(Task):
     """Write a digit: the nearer to the one asked for, the better."""
 
     def __init__(self, split: str = "train", seed: int = 0) -> None:
-        self._first = 0 if split == "train" else 5
+        self._is_training = split == "train"
+        self._first = 0 if self._is_training else 5
 
     @property
     def name(self) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lockstep.core.errors import ConfigError
+from lockstep.api import override
+from lockstep.core.errors import ConfigError, EnvError, InputError
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.rl.lm.algorithms import ALGORITHMS, CorrectionConfig
 from lockstep.rl.lm.batch import LearnConfig, make_batch
 from lockstep.rl.lm.rollout import RolloutConfig
+from tests.learn.conftest import write_rows
 from tests.rl.lm.digits import Digits
 from tests.rl.lm.small import config, run
 from tests.rl.lm.test_faults import rollouts
@@ -48,7 +51,6 @@ def test_the_ratio_of_older_samples_is_to_their_sampler_unless_a_correction_is()
         ("maxrl", {"learn__overlong_buffer": 2}, r"learn\.overlong_buffer=2 makes rewards negative"),
         ("dr_grpo", {}, r"learn\.loss\.max_length=0; .* rollout\.max_tokens=5"),
         ("dapo", {"rollout__max_tokens": 96}, "a model of 96 positions leaves no room"),
-        ("dapo", {"learn__micro_tokens": 5}, r"learn\.micro_tokens=5 holds no prompt"),
         ("dapo", {"staleness": -1}, "staleness=-1"),
         ("dapo", {"learn__minibatches": 4}, r"learn\.minibatches=4 of rollout\.groups=3"),
         ("dapo", {"evaluation__level": 1}, "level=1 of task digits, which has no levels"),
@@ -62,3 +64,54 @@ def test_settings_that_make_no_sense_together_are_refused_before_anything_is_tra
     monkeypatch.setattr("lockstep.rl.lm.grpo.supervised_start", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match=says):
         run(config(loss, **changes))
+
+
+def test_a_sample_longer_than_a_micro_batch_goes_alone() -> None:
+    small = {"run__total_steps": 1, "start__steps": 0, "evaluation__problems": 2}
+    _, whole = run(config(**small))
+    _, alone = run(config(learn__micro_tokens=3, **small))
+    assert alone[0][1]["loss"] == pytest.approx(whole[0][1]["loss"], abs=1e-6)
+    assert alone[0][1]["grad_norm"] == pytest.approx(whole[0][1]["grad_norm"], rel=1e-4)
+
+
+LONG = "".join(str((place * place + place // 7) % 10) for place in range(500))
+
+
+def posed(index: int) -> str:
+    return f"say {LONG * (index % 3 == 2)}{index % 5}:"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prompts_without_room_are_counted_and_the_others_learned_from(
+    workers: int, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an endless task: every third one, also of the supervised start."""
+    plain = Digits.problem
+    monkeypatch.setattr(Digits, "problem", lambda self, i: replace(plain(self, i), prompt=posed(i * self._is_training)))
+    _, found = run(config(run__total_steps=2, evaluation__problems=1, rollout__workers=workers))
+    assert [line["too_long"] for _, line in found] == [1.0, 1.0]
+    assert all(line["length"] > 0.0 for _, line in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (True, r"problem \d+ of task \w+ has a prompt of \d+ tokens, which leaves no room"),
+        (False, "no prompt of update 1"),
+    ],
+)
+def test_prompts_without_room_are_an_error_where_they_are_all_or_in_a_file(
+    file: bool, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = config(start__steps=0, evaluation__problems=1)
+    if file:
+        rows = [{"question": f"{row}: " + LONG * (row == 7), "answer": "1"} for row in range(10)]
+        path = write_rows(tmp_path / "rows.jsonl", rows)
+        wish = override(override(wish, "task.name", path), "task.options", {"held_out_share": 0.2})
+    else:
+        plain = Digits.problem
+        monkeypatch.setattr(
+            Digits, "problem", lambda self, i: replace(plain(self, i), prompt=posed(2 * self._is_training))
+        )
+    with pytest.raises((EnvError, InputError), match=says):
+        run(wish)
