@@ -12,6 +12,7 @@ import tyro
 
 from lockstep.api import Run, read_config, resume, train
 from lockstep.core.errors import ConfigError, unknown_name
+from lockstep.learn.reward_model import RewardModelConfig
 from lockstep.learn.session import BESIDE
 from lockstep.learn.session import Result as LanguageResult
 from lockstep.recipes import RECIPES, list_recipes, recipe
@@ -94,7 +95,7 @@ def main(args: Sequence[str]) -> int:
         config = read_config(Path(args[1]))
         record = read_run(Path(args[1]))
         if record.state is RunState.FINISHED:
-            return report_finished(record)
+            return report_finished(record, "score" if is_language(config) else "return")
         with ProgressDisplay(config.run.total_steps, Path(args[1]).name, columns=columns(config)) as display:
             run = resume(
                 args[1],
@@ -141,12 +142,17 @@ def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
     return Output(out=wish.out, name=wish.name), config
 
 
-def report_finished(record: RunRecord) -> int:
-    """Say that there is nothing to resume, and what came out."""
-    evaluation = record.last_evaluation()
-    score = (
-        f"evaluation at step {evaluation.step:,}: mean return {evaluation.mean:,.1f}" if evaluation else "no evaluation"
-    )
+def report_finished(record: RunRecord, word: str) -> int:
+    """Say that there is nothing to resume, and what came out.
+
+    Args:
+        word: what an evaluation is the mean of: return (told with one digit) or score (with three).
+    """
+    evaluation, score = record.last_evaluation(), "no evaluation"
+    if evaluation:
+        score = (
+            f"evaluation at step {evaluation.step:,}: mean {word} {evaluation.mean:,.{1 if word == 'return' else 3}f}"
+        )
     print(f"{record.name} is finished: {record.num_steps:,} steps done; {score}")
     print(f"next             lockstep serve {record.path}   lockstep runs show {record.path}")
     return 0
@@ -170,9 +176,11 @@ def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int
                 if other in scores.extra:
                     print(f"held out, {word:<6} {scores.extra[other]:.3f}, {OTHERS[other]}")
     print(f"run directory    {run.path}")
-    print(
-        f"next             lockstep serve {run.path}   lockstep chat {run.path}   lockstep runs show {run.path} --samples"
-    )
+    look = f"lockstep runs show {run.path}{' --samples' if (run.path / 'samples.jsonl').is_file() else ''}"
+    if isinstance(read_config(run.path), RewardModelConfig):
+        print(f"next             AutoModelForSequenceClassification.from_pretrained('{run.path}/model')   {look}")
+    else:
+        print(f"next             lockstep serve {run.path}   lockstep chat {run.path}   {look}")
     sys.stdout.flush()
     return 0
 

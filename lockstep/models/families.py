@@ -78,6 +78,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
+    if str(names[0]).endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"{names[0]} rates texts and writes none, as a reward model does; a model that writes is expected here"
+        )
     raise ConfigError(unknown_name("architecture", str(names[0]), ARCHITECTURES))
 
 

@@ -258,8 +258,7 @@ class LanguageService:
         return vectors
 
     def _load(self) -> Engine:
-        if self.config.num_threads is not None:
-            set_num_threads(self.config.num_threads)
+        set_num_threads(self.config.num_threads or 0)
         model, tokenizer = self._model if isinstance(self._model, tuple) else load(self._model, self.config.dtype)
         draft = load_draft(self.config.draft, tokenizer, self.config.dtype) if self.config.draft else None
         mib = self.config.kv_memory_mib

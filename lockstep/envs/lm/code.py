@@ -150,7 +150,10 @@ def _checked(rows: Iterable[tuple[str, Any]], config: CodeConfig) -> list[Mappin
         ):
             records.append(record)
     if not records:
-        raise ConfigError(f"{config.path or 'records'}: no problem in split {config.split!r} of {count} records")
+        raise ConfigError(
+            f"{config.path or 'records'}: no problem in split {config.split!r} of {count} records; give more, or another "
+            f"held_out_share than {config.held_out_share:g} (each is held out by a hash of its prompt)"
+        )
     return records
 
 

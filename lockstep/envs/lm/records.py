@@ -139,7 +139,10 @@ class RecordsTask(Task):
             if config.split == "all" or is_held_out(text, config.held_out_share) == (config.split == "held_out"):
                 kept.append(record)
         if not kept:
-            raise ConfigError(f"{self.name}: no problem in split {config.split!r} of {count} records")
+            raise ConfigError(
+                f"{self.name}: no problem in split {config.split!r} of {count} records; give more, or another held_out_share "
+                f"than {config.held_out_share:g} (each is held out by a hash of its prompt)"
+            )
         return kept
 
     def _check(self, place: str, record: Any) -> None:
