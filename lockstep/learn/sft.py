@@ -49,7 +49,8 @@ def train(config: SFTConfig, session: Session) -> Result:
     config.adapter.check(config.model.path)
     kernels.set_num_threads(config.run.threads)
     rows = JsonLines(Path(config.data.path))
-    made = build(config.model, texts_of(rows), session.seed, session.directory.path if session.directory else None)
+    folder = session.directory.path / "tokenizer" if session.directory else None
+    made = build(config.model, texts_of(rows), session.seed, folder)
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     adapter = config.adapter.build(made.model, session.seed)
