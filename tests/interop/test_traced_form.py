@@ -91,6 +91,17 @@ def test_a_loop_of_an_old_framework_is_one_scan_of_free_length_that_a_policy_ste
         assert np.abs(params.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_what_stands_before_softmax_output_is_a_policys_logits() -> None:
+    stored = np.load(FILES / "mxnet" / "symmlp_io.npz")
+    x = torch.from_numpy(stored["x"])
+    policy = policy_from(
+        load(FILES / "mxnet" / "symmlp-symbol.json"), BoxSpace((8,), "float32"), DiscreteSpace(4), outputs="logits"
+    )
+    logits = policy(x, {}, torch.zeros(len(x), dtype=torch.bool))[0]
+    assert logits.min() < 0
+    assert np.abs(torch.softmax(logits, 1).detach().numpy() - stored["y0"]).max() <= 1e-5
+
+
 def test_what_a_graph_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not tell the shape of input 'data'; give shapes='data=4,84,84'"):
         load(FILES / "mxnet" / "cnn-symbol.json")

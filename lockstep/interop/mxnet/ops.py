@@ -68,10 +68,15 @@ def _softmax(log: bool) -> Maker:
     return make
 
 
+def _softmax_of_rows(x: Tensor) -> Tensor:
+    """Over all that a row holds. Plain rows keep their shape: what stands in front of the last softmax is a policy's logits."""
+    return torch.softmax(x, 1) if x.ndim == 2 else torch.softmax(x.flatten(1), 1).reshape(x.shape)
+
+
 def _softmax_activation(node: Node) -> Function:
     if node.string("mode", "instance") == "channel":
         return lambda x: torch.softmax(x, 1)
-    return lambda x: torch.softmax(x.flatten(1), 1).reshape(x.shape)
+    return _softmax_of_rows
 
 
 def _softmax_output(node: Node) -> Function:
@@ -80,7 +85,7 @@ def _softmax_output(node: Node) -> Function:
         return lambda x, *label: torch.softmax(x, -1)
     if by_channel:
         return lambda x, *label: torch.softmax(x, 1)
-    return lambda x, *label: torch.softmax(x.flatten(1), 1).reshape(x.shape)
+    return lambda x, *label: _softmax_of_rows(x)
 
 
 def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Maker:
