@@ -26,7 +26,7 @@ def pieces(tokenizer: Tokenizer, ids: list[int], **options: Any) -> list[str]:
 def test_text_comes_back_in_whole_characters(name: str) -> None:
     tokenizer = load(name)
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(texts)
     def check(text: str) -> None:
         ids = tokenizer.encode(text, add_special=False, parse_special=False)
@@ -44,7 +44,7 @@ def test_any_ids_give_what_decode_gives(name: str) -> None:
     ids = st.integers(0, tokenizer.vocab_size + 3)
     low = st.integers(0, 258)  # mostly single bytes in each of these vocabularies
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(st.lists(st.one_of(ids, low), max_size=24), st.booleans(), st.booleans())
     def check(row: list[int], skip: bool, continuing: bool) -> None:
         got = pieces(tokenizer, row, skip_special=skip, continuing=continuing)
@@ -77,7 +77,7 @@ def naive_stop(text: str, stops: list[str], include: bool) -> tuple[str, str | N
     return text[: end if include else end - len(stop)], stop
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.text("ab!", max_size=14),
     st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3),

@@ -135,13 +135,14 @@ def _reaches(loss: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 
 EXPORTED = [
-    pytest.param("tf/mlp_tf2onnx", marks=pytest.mark.slow),
+    "tf/mlp_tf2onnx",
     "mxnet/symmlp",
     "paddle/mlp_pexport",
     "keras2/k2cnn",
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exports_with_a_free_batch(name: str) -> None:
     module = read_onnx(FIXTURES / f"{name}.onnx")

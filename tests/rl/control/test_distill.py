@@ -92,6 +92,7 @@ def test_a_pruned_student_keeps_its_zeros(teacher: Path, tmp_path: Path) -> None
     assert not torch.equal(policy.actor.weights[1], student.actor.weights[1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(teacher: Path, tmp_path: Path) -> None:
     config = config_of(teacher)
     whole = train(config, Session(config.run, config.env)).policy
