@@ -341,7 +341,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_kills_of_the_learner_and_of_workers_lose_and_repeat_nothing(tmp_path: Path, staleness: int) -> None:
     """At random moments, a fifth of them the learner's. `LOCKSTEP_KILLS` is their number, such as 100 for minutes of it."""
-    kills = int(os.environ.get("LOCKSTEP_KILLS", "3"))
+    kills = int(os.environ.get("LOCKSTEP_KILLS", "2"))
     wish = config(run__total_steps=3 * kills + 5, staleness=staleness, evaluation__problems=2, start__steps=1)
     whole, killed = folder(tmp_path / "whole", wish), folder(tmp_path / "killed", override(wish, "rollout.workers", 2))
     with whole:
