@@ -179,7 +179,7 @@ def _model(wish: RlBenchArgs, prompts: Sequence[str], folder: Path) -> TrainedMo
 
 
 def _plain(wish: RlBenchArgs) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(wish).items()}
+    return {name: value.name if isinstance(value, Path) else value for name, value in asdict(wish).items()}
 
 
 def _say_exactness(figures: dict[str, Any]) -> None:
