@@ -26,9 +26,9 @@ from lockstep.learn.learner import Learner, LearnerConfig, Loss, Metrics, evalua
 from lockstep.learn.logprobs import ROWS, Logprobs
 from lockstep.learn.losses import Divergence, distribution_divergence
 from lockstep.learn.model import ModelConfig, build, load_teacher
-from lockstep.learn.packing import Example, MicroBatch, micro_batches
+from lockstep.learn.packing import MicroBatch, micro_batches
 from lockstep.learn.session import Result, Session, UpdatesConfig
-from lockstep.learn.sft import likelihoods, read_examples
+from lockstep.learn.sft import likelihoods, read_examples, supervised_rows
 from lockstep.models.language import LanguageModel
 
 
@@ -88,10 +88,7 @@ def train(config: DistillConfig, session: Session) -> Result:
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
     session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
-    def read(number: int) -> list[Example]:
-        example = renderer.supervised(rows[number], rows.where(number))
-        return [] if example is None else [example]
-
+    read = supervised_rows(rows, renderer)
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,10 +57,7 @@ def train(config: SFTConfig, session: Session) -> Result:
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
     session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
 
-    def read(number: int) -> list[Example]:
-        example = renderer.supervised(rows[number], rows.where(number))
-        return [] if example is None else [example]
-
+    read = supervised_rows(rows, renderer)
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
     while True:
         if held_out and session.evaluation_due:
@@ -91,6 +88,16 @@ def read_examples(path: Path, renderer: Renderer) -> list[Example]:
     found = [renderer.supervised(rows[number], rows.where(number)) for number in range(len(rows))]
     rows.close()
     return some(path, renderer, [example for example in found if example is not None])
+
+
+def supervised_rows(rows: JsonLines, renderer: Renderer) -> Callable[[int], list[Example]]:
+    """A row's number -> its example, or none where the row is skipped."""
+
+    def read(number: int) -> list[Example]:
+        example = renderer.supervised(rows[number], rows.where(number))
+        return [] if example is None else [example]
+
+    return read
 
 
 def likelihoods(weights: Weights, examples: Sequence[Example], micro_tokens: int) -> Scores:

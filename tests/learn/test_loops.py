@@ -115,6 +115,16 @@ def test_it_learns(name: str, model_folder: Path, tmp_path: Path) -> None:
         assert result.last.mean > 0.9
 
 
+def train_until(train: Any, config: Any, session: Session, stop_at: int | None) -> None:
+    """To the end, or stopped from outside at a step."""
+    if stop_at is None:
+        train(config, session)
+        return
+    session.on_progress = stopper(session, stop_at)
+    with pytest.raises(StoppedError):
+        train(config, session)
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "reward_model", "distill"])
 def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
     name: str, model_folder: Path, tmp_path: Path
@@ -127,12 +137,7 @@ def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
     for stop_at in (None, 2):
         directory = RunDirectory.create(tmp_path / "runs", name, config, 1)
         with directory, Session(config.run, directory=directory) as session:
-            if stop_at is None:
-                train(config, session)
-            else:
-                session.on_progress = stopper(session, stop_at)
-                with pytest.raises(StoppedError):
-                    train(config, session)
+            train_until(train, config, session, stop_at)
         if stop_at is not None:
             with (
                 RunDirectory.open(directory.path) as again,
@@ -185,12 +190,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, model_folder: Pat
         directory = RunDirectory.create(tmp_path / "runs", name, config, 1)
         path = directory.path
         with directory, Session(config.run, directory=directory) as session:
-            if stop_at is None:
-                train(config, session)
-            else:
-                session.on_progress = stopper(session, stop_at)
-                with pytest.raises(StoppedError):
-                    train(config, session)
+            train_until(train, config, session, stop_at)
         if stop_at is not None:
             directory = RunDirectory.open(path)
             with directory, Session(config.run, directory=directory, resume=True) as session:
