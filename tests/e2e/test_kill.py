@@ -16,9 +16,9 @@ import pytest
 from lockstep.models.control.folder import load_policy
 
 CASES = {
-    "ppo-cartpole-zoo": ["--run.total-steps", "60000", "--run.checkpoint-every", "3000", "--run.eval-every", "20000"],
-    "ppo-pendulum": ["--run.total-steps", "40960", "--run.checkpoint-every", "4096", "--normalise-obs"],
-    "dqn-cartpole": ["--run.total-steps", "10000", "--run.checkpoint-every", "1000"],
+    "ppo-cartpole-zoo": ["--run.total-steps", "32768", "--run.checkpoint-every", "2048", "--run.eval-every", "12000"],
+    "ppo-pendulum": ["--run.total-steps", "24576", "--run.checkpoint-every", "2048", "--normalise-obs"],
+    "dqn-cartpole": ["--run.total-steps", "6000", "--run.checkpoint-every", "500"],
 }
 TIMES = ("wall_s", "steps_per_s", "train_s")
 
