@@ -28,16 +28,20 @@ PLAN: dict[str, tuple[int, int, float, float]] = {
     "dqn-cartpole-zoo": (10_240, 4_096, 4.0, 0.0),
     "sac-halfcheetah": (2_000, 800, 3.0, 113.0),
     "predict": (0, 0, 0.0, 0.0),
+    "import": (0, 0, 0.0, 0.0),
 }
+TIMES = ("predict", "import")  # cases of which less is better
+IMPORTS = {"ours": "import lockstep", "ours, train": "from lockstep import train", "torch": "import torch"}
 SBX_CASES = ("ppo-cartpole-8", "dqn-cartpole", "dqn-cartpole-zoo", "sac-halfcheetah")
 BF16_CASES = ("dqn-cartpole-zoo", "sac-halfcheetah")  # where products of matrices take the time
 PREDICT_TARGET_US = 8.0
+IMPORT_TARGET_MS = 100.0  # beyond `import torch`
 MEASUREMENT_DEADLINE_S = 900.0
 
 
 @dataclass(frozen=True)
 class ControlBenchArgs:
-    """Measure training speed and predict latency, alternating between libraries within one run."""
+    """Measure training speed, predict latency and import time, alternating between libraries within one run."""
 
     cases: tuple[str, ...] = field(default_factory=lambda: tuple(PLAN))
     """Which measurements to make."""
@@ -69,6 +73,9 @@ def main(args: Sequence[str]) -> int:
 
 def measure_case(name: str, wish: ControlBenchArgs) -> dict[str, Any]:
     """Every competitor's values, one process each, in turn."""
+    if name == "import":
+        rounds = [{who: _import_ms(statement) for who, statement in IMPORTS.items()} for _ in range(wish.rounds)]
+        return {"values": {who: [one[who] for one in rounds] for who in IMPORTS}, "target_ratio": 0.0}
     ours_steps, peer_steps, want, reference = PLAN[name]
     # (label, who, case, steps, threads)
     competitors: list[tuple[str, str, str, int, int]] = [("ours", "ours", name, ours_steps, 0)]
@@ -98,9 +105,16 @@ def _measure(who: str, case: str, steps: int, threads: int) -> float:
     return float(json.loads(done.stdout.strip().splitlines()[-1])["value"])
 
 
+def _import_ms(statement: str) -> float:
+    """Milliseconds of the statement in a fresh process."""
+    program = f"import time; began = time.perf_counter(); {statement}; print(time.perf_counter() - began)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return 1e3 * float(done.stdout)
+
+
 def table(figures: dict[str, Any]) -> Table:
-    """Steps/s (or µs for predict) as min / median / max, with ratios to each peer's median."""
-    out = Table(title="environment steps per second, collecting and learning (predict: microseconds a call)")
+    """Steps/s (µs for predict, ms for import) as min / median / max, with ratios to each peer's median."""
+    out = Table(title="environment steps per second, collecting and learning (predict: us a call; import: ms)")
     for column in ("case", "library", "min", "median", "max", "best of ours / it", "target"):
         out.add_column(column, justify="left" if column in ("case", "library") else "right")
     for name, figure in figures.items():
@@ -110,11 +124,15 @@ def table(figures: dict[str, Any]) -> Table:
         best = best_sb3(values)
         for label, series in values.items():
             median = statistics.median(series)
-            ratio = "" if label.startswith("ours") else f"{fast / median if name != 'predict' else median / ours:.2f}x"
+            ratio = f"{median / ours if name == 'predict' else fast / median:.2f}x"
+            if label.startswith("ours") or name == "import":
+                ratio = ""
             target = f">= {figure['target_ratio']:g}x" if label == best and figure["target_ratio"] else ""
             if name == "predict" and label == "ours":
                 target = f"<= {PREDICT_TARGET_US:g} us"
-            digits = 1 if name == "predict" else 0
+            if name == "import" and label == "ours":
+                target = f"<= {statistics.median(values['torch']) + IMPORT_TARGET_MS:,.0f} ms"
+            digits = 1 if name in TIMES else 0
             shown = [f"{value:,.{digits}f}" for value in (min(series), median, max(series))]
             out.add_row(name if label == "ours" else "", label, *shown, ratio, target)
         out.add_section()

@@ -16,6 +16,7 @@ from lockstep.core.errors import ConfigError
 from lockstep.engine.llm import load
 from lockstep.envs.lm.make import TaskConfig, make_tasks
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
+from lockstep.kernels import set_num_threads
 from lockstep.learn.session import Scores
 from lockstep.rl.lm.advantages import estimated_pass_at_k
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
@@ -45,6 +46,8 @@ class LanguageEvalArgs:
     """Of the problems, where the task has a curriculum (default: as the run evaluates)."""
     dtype: str = "auto"
     """Precision: auto, fp32, bf16, int8 or int4."""
+    num_threads: int = 0
+    """Threads of the model (0: one a processor); scores do not depend on them."""
     json: Path | None = None
     """Also write the figures to this file."""
 
@@ -53,6 +56,7 @@ def main(args: Sequence[str]) -> int:
     wish = tyro.cli(LanguageEvalArgs, args=list(args), prog="lockstep eval")
     if wish.samples < 0 or wish.problems < 1:
         raise ConfigError(f"problems={wish.problems}, samples={wish.samples}; expected 1 or more, 0 or more")
+    set_num_threads(wish.num_threads)
     task, rollout, verifier, level = _of_run(wish)
     rollout = replace(rollout, max_tokens=wish.max_tokens or rollout.max_tokens)
     model, tokenizer = load(of_run(str(wish.source), wish.weights), wish.dtype)

@@ -55,16 +55,22 @@ class ModelArgs:
     """Memory for keys and values, in MiB; None: half of what is free."""
     draft: str = ""
     """A small model of the same vocabulary that guesses ahead; texts stay the same."""
+    num_threads: int = 0
+    """Threads of the model (0: one a processor); texts stay the same."""
     store: Path | None = None
     """Folder of the model store; None: lockstep/models in the user's cache."""
 
     def load(self, model: str, max_sequences: int) -> LLM:
         """The model, ready to generate."""
         mib = self.kv_memory_mib
-        config = EngineConfig(max_context=self.max_context, max_sequences=max_sequences)
-        model = stored_path(model, self.store)
-        memory_bytes = None if mib is None else mib * 2**20
-        return LLM(model, config=config, dtype=self.dtype, draft=self.draft or None, memory_bytes=memory_bytes)
+        return LLM(
+            stored_path(model, self.store),
+            config=EngineConfig(max_context=self.max_context, max_sequences=max_sequences),
+            dtype=self.dtype,
+            draft=self.draft or None,
+            memory_bytes=None if mib is None else mib * 2**20,
+            num_threads=self.num_threads,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from lockstep.engine.engine import Engine
 from lockstep.engine.pooling import Pooling, embed
 from lockstep.interop.hf.peft import load_adapter
 from lockstep.interop.weights import open_weights
+from lockstep.kernels import set_num_threads
 from lockstep.models.digest import adapter_digest
 from lockstep.models.families import load_model
 from lockstep.models.language import LanguageModel
@@ -41,6 +42,7 @@ class LLM:
         dtype: of a model that is loaded here: "auto", "fp32", "bf16", "int8" or "int4"; of the draft too.
         draft: a small model of the same vocabulary that guesses ahead, loaded or by name; texts stay the same.
         memory_bytes: for keys and values; None: half of what is free.
+        num_threads: of the kernels of this process (0: one a processor); texts do not depend on it.
 
     Raises:
         InputError, ConfigError: no such model, or one that cannot be served.
@@ -55,7 +57,9 @@ class LLM:
         dtype: str = "auto",
         draft: str | Path | LanguageModel | None = None,
         memory_bytes: int | None = None,
+        num_threads: int = 0,
     ) -> None:
+        set_num_threads(num_threads)
         if isinstance(model, str | Path):
             if tokenizer is not None:
                 raise ConfigError("a model that is loaded by name brings its own tokenizer; leave tokenizer out")

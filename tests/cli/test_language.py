@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> LLM:
-    return LLM(folder, config=EngineConfig(num_pages=64, max_context=160, max_sequences=1))
+    return LLM(folder, config=EngineConfig(num_pages=64, max_context=160, max_sequences=1), num_threads=1)
 
 
 def test_what_a_word_names(folder: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_offline_generation_with_a_folder(tmp_path: Path) -> None:
     model = build_model(LLAMA, 7, trainable=False)
     adapter = adapter_of(model, 1)
     save_adapter(adapter, tmp_path / "a")
-    llm = LLM(model, config=EngineConfig(num_pages=60))
+    llm = LLM(model, config=EngineConfig(num_pages=60), num_threads=1)
     llm.load_adapter("a", tmp_path / "a")
     ((sample,),) = llm.generate([PROMPT], SamplingParams(max_tokens=5, seed=1), adapter="a")
     assert sample.logprobs == learner(model, adapter, sample)

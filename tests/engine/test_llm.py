@@ -35,7 +35,7 @@ def make(**changes: object) -> LLM:
         }
     )
     values = {"num_pages": 100, "max_sequences": 8, "max_step_tokens": 64} | changes
-    return LLM(build_model(LLAMA | {"vocab_size": 264}, 3), tokenizer, EngineConfig(**values))  # type: ignore[arg-type]
+    return LLM(build_model(LLAMA | {"vocab_size": 264}, 3), tokenizer, EngineConfig(**values), num_threads=1)  # type: ignore[arg-type]
 
 
 def ascii_only(**params: object) -> SamplingParams:

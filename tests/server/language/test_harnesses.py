@@ -41,7 +41,7 @@ def test_lm_eval_scores_as_the_engine_does(server: LiveServer) -> None:
         num_concurrent=1,
         batch_size=2,
     )
-    llm = LLM(server.folder, memory_bytes=1 << 24)
+    llm = LLM(server.folder, memory_bytes=1 << 24, num_threads=1)
     pairs = [("hello the", " world"), ("hello", " the end"), ("a b", "c")]
     asked = [instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
     for (context, more), (total, is_greedy) in zip(pairs, model.loglikelihood(asked), strict=True):

@@ -88,7 +88,9 @@ def test_a_client_that_leaves_frees_its_pages(server: LiveServer, http: httpx.Cl
 
 
 def test_many_streams_say_what_each_says_alone(server: LiveServer) -> None:
-    llm = LLM(server.folder, config=EngineConfig(prefix_cache=False, max_sequences=1), memory_bytes=1 << 24)
+    llm = LLM(
+        server.folder, config=EngineConfig(prefix_cache=False, max_sequences=1), memory_bytes=1 << 24, num_threads=1
+    )
     prompts = [f"hello {'the world ' * (number % 5)}{number}" for number in range(32)]
     expected = [
         llm.generate(prompt, SamplingParams(max_tokens=12, seed=number))[0][0].text

@@ -71,7 +71,7 @@ def http(server: LiveServer) -> Iterator[httpx.Client]:
 
 def alone(folder: Path, **body: Any) -> str:
     """What a cold engine on this folder says."""
-    llm = LLM(folder, config=EngineConfig(num_pages=60))
+    llm = LLM(folder, config=EngineConfig(num_pages=60), num_threads=1)
     params = SamplingParams(max_tokens=body["max_tokens"], seed=body["seed"])
     return llm.generate(body["prompt"], params)[0][0].text
 
@@ -261,7 +261,7 @@ def test_adapters_are_models_of_their_names(server: LiveServer, http: httpx.Clie
     listed = {model.id: model for model in client.models.list()}
     assert set(listed) == {"tiny", "brief"}
     assert http.get("/v1/models/brief").json()["parent"] == "tiny"
-    llm = LLM(server.folder, config=EngineConfig(num_pages=60))
+    llm = LLM(server.folder, config=EngineConfig(num_pages=60), num_threads=1)
     llm.load_adapter("brief", folder)
     expected = llm.generate(PROMPT, SamplingParams(max_tokens=10, seed=3), adapter="brief")[0][0].text
     reply = client.completions.create(model="brief", prompt=PROMPT, max_tokens=10, seed=3)
