@@ -16,13 +16,12 @@ from lockstep.rl.offpolicy import ReplayConfig
 from lockstep.rl.session import RunConfig, Session
 
 PENDULUM = EnvConfig(id="Pendulum-v1", num_envs=1)
-WIDE = NetworkConfig(hidden_sizes=(256, 256), activation="relu", init="uniform")
 SMALL = NetworkConfig(hidden_sizes=(64, 64), activation="relu", init="uniform")
 
 DQN = dqn.DQNConfig(
-    network=WIDE,
+    network=SMALL,
     replay=ReplayConfig(buffer_size=100_000, batch_size=64, learning_starts=1_000, train_freq=256, gradient_steps=128),
-    run=RunConfig(total_steps=50_000, eval_every=5_000, stop_at_return=475.0, final_episodes=30),
+    run=RunConfig(total_steps=50_000, eval_every=2_000, stop_at_return=475.0, final_episodes=30),
     learning_rate=2.3e-3,
     target_every=10,
     exploration_fraction=0.16,
@@ -42,8 +41,8 @@ SAC = sac.SACConfig(
     [
         DQN,
         replace(DQN, double=True, dueling=True, prioritised=True, replay=replace(DQN.replay, n_step=3)),
-        replace(DQN, distribution="quantile", num_atoms=25, network=SMALL),
-        replace(DQN, distribution="categorical", support=(0.0, 100.0), network=SMALL),
+        replace(DQN, distribution="quantile", num_atoms=25),
+        replace(DQN, distribution="categorical", support=(0.0, 100.0), replay=replace(DQN.replay, n_step=3)),
     ],
     ids=["plain", "double-dueling-prioritised", "quantile", "categorical"],
 )
