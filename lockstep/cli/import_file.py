@@ -41,8 +41,11 @@ class ImportArgs:
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ImportArgs, args=list(args), prog="lockstep import")
     from lockstep.interop.readers import format_of, load
-    from lockstep.models.graph.folder import save_graph
+    from lockstep.models.graph.folder import is_graph_folder, save_graph
 
+    out = wish.out
+    if out is not None and out.exists() and not (is_graph_folder(out) or (out.is_dir() and not any(out.iterdir()))):
+        raise ConfigError(f"{out} holds something that no import wrote; give another --out")
     module = load(wish.file, format=wish.format, **_options(wish.options))
     about = module.graph.about
     about = replace(
@@ -54,11 +57,19 @@ def main(args: Sequence[str]) -> int:
     )
     module.graph = replace(module.graph, about=about)
     print("\n".join(describe(module)))
-    if wish.out is not None:
-        save_graph(module, wish.out)
-        print(f"wrote        {wish.out}")
-        print(f"next         lockstep train ppo-cartpole --network.imported {wish.out}")
+    if out is not None:
+        save_graph(module, out)
+        print(f"wrote        {out}")
+        print(f"next         {_next(module.graph, out)}")
     return 0
+
+
+def _next(graph: Graph, out: Path) -> str:
+    shape = graph.inputs[0].shape if graph.inputs else None
+    if shape is not None and shape[1:] in ((4,), (None,)):
+        return f"lockstep train ppo-cartpole --network.imported {out}"
+    wanted = ", ".join(str(dim or "?") for dim in shape[1:]) if shape else "?"
+    return f"lockstep train RECIPE --network.imported {out}, with a recipe whose observations are [{wanted}]"
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:

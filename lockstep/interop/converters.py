@@ -8,6 +8,7 @@ only where it has the converter.
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,23 +18,28 @@ from pathlib import Path
 
 from lockstep.core.env import child_environment, converter_python
 from lockstep.core.errors import FormatError, MissingExtraError
+from lockstep.interop.export.child import reason_of
 from lockstep.interop.onnx.reader import ORIGINAL_NAME, read_onnx
 from lockstep.models.graph.module import GraphModule
 
 SECONDS = 600.0
 """Longest time a conversion may take."""
 OPSET = 17
+TENSORFLOW = Path(__file__).parent / "tensorflow" / "convert.py"
 
 
-def tensorflow_to_onnx(path: Path, arguments: Sequence[str], *, python: str = "") -> GraphModule:
-    """What `python -m tf2onnx.convert ARGUMENTS` makes of a file.
+def tensorflow_to_onnx(
+    path: Path, arguments: Sequence[str], *, files: Sequence[Path] = (), python: str = ""
+) -> GraphModule:
+    """What `python -m tf2onnx.convert ARGUMENTS` makes of a file; `files`: what it reads, where that is more than the file.
 
     Raises:
-        FormatError: the converter refuses it, which the message quotes, or needs more than 10 minutes.
+        FormatError: the converter refuses it, which the message quotes, ends by a signal, or needs more than 10 minutes.
         MissingExtraError: no interpreter has tf2onnx.
     """
-    command = [interpreter("tensorflow", "tf2onnx", python), "-m", "tf2onnx.convert", *arguments, "--opset", str(OPSET)]
-    return _converted(path, [*command, "--output"], "tensorflow")
+    size = sum(file.stat().st_size for file in files or [path] if file.is_file())
+    command = [interpreter("tensorflow", "tf2onnx", python), str(TENSORFLOW), str(size), *arguments]
+    return _converted(path, [*command, "--opset", str(OPSET), "--output"], "tensorflow")
 
 
 def paddle_to_onnx(program: Path, weights: Path, *, python: str = "") -> GraphModule:
@@ -69,31 +75,51 @@ def interpreter(framework: str, module: str, given: str) -> str:
 def _converted(path: Path, command: Sequence[str], framework: str) -> GraphModule:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model.onnx"
-        # The interpreter's own packages alone: ours are of another set of versions.
-        clean = child_environment(PYTHONPATH="", CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
-        try:
-            done = subprocess.run(
-                [*command, str(out)],
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                env=clean,
-                cwd=folder,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise FormatError(f"the converter of {framework} took more than {SECONDS:.0f} s", path=str(path)) from error
-        except OSError as error:
-            raise FormatError(f"the converter of {framework} cannot be started: {error}", path=str(path)) from error
-        if done.returncode != 0 or not out.exists():
-            lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
+        status, words = run_converter([*command, str(out)], path, framework)
+        if status < 0:
             raise FormatError(
-                f"the converter of {framework} refuses it: {' | '.join(lines[-2:])[:400]}", path=str(path)
+                f"the converter of {framework} crashes on it ({_signal(-status)}): {reason_of(words)}", path=str(path)
             )
+        if status != 0 or not out.exists():
+            raise FormatError(f"the converter of {framework} refuses it: {reason_of(words)}", path=str(path))
         try:
             module = read_onnx(out)
         except FormatError as error:
             raise FormatError(f"after conversion: {error.reason}", path=str(path), op=error.op) from error
     module.original.pop(ORIGINAL_NAME, None)
-    module.graph = replace(module.graph, about=replace(module.graph.about, format=framework))
+    about = replace(module.graph.about, format=framework, producer=module.graph.about.producer.removesuffix(" None"))
+    module.graph = replace(module.graph, about=about)
     return module
+
+
+def run_converter(command: Sequence[str], path: Path, framework: str) -> tuple[int, str]:
+    """(exit status, what it said) of a converter's process, which works in the folder of its last argument.
+
+    Raises:
+        FormatError: it cannot be started, or does not end in time.
+    """
+    # The interpreter's own packages alone: ours are of another set of versions.
+    clean = child_environment(PYTHONPATH="", CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            env=clean,
+            cwd=Path(command[-1]).parent,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FormatError(f"the converter of {framework} took more than {SECONDS:.0f} s", path=str(path)) from error
+    except OSError as error:
+        raise FormatError(f"the converter of {framework} cannot be started: {error}", path=str(path)) from error
+    return done.returncode, done.stderr if done.stderr.strip() else done.stdout
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -138,9 +138,12 @@ def format_of(path: Path) -> str:
         if READERS[name].recognise(path, head):
             return name
     known = sorted({suffix for reader in READERS.values() for suffix in reader.suffixes if suffix})
-    reason = (
-        f"the content is of none of the formats that end in {suffix}" if fits else f"readable are {', '.join(known)}"
-    )
+    if not suffix and path.is_dir():
+        reason = "of folders, those that `lockstep import` wrote and those with saved_model.pb are read"
+    elif fits:
+        reason = f"the content is of none of the formats that end in {suffix}"
+    else:
+        reason = f"readable are {', '.join(known)}"
     raise FormatError(f"no format that is known here: {reason}; name one with format=", path=str(path))
 
 

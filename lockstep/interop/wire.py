@@ -47,10 +47,10 @@ class Wire:
     ['name']
     """
 
-    def __init__(self, data: bytes | bytearray | memoryview, path: str) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview, path: str, *, max_fields: int = MAX_FIELDS) -> None:
         self.data = memoryview(data)
         self.path = path
-        self.fields_left = MAX_FIELDS
+        self.fields_left = self.max_fields = max_fields
 
     @classmethod
     def open(cls, path: str | Path) -> Wire:
@@ -73,7 +73,7 @@ class Wire:
         while at < end:
             self.fields_left -= 1
             if self.fields_left < 0:
-                raise self.fail(at, f"the file holds more than {MAX_FIELDS} fields: damaged")
+                raise self.fail(at, f"the file holds more than {self.max_fields} fields: damaged")
             field = self._field(at, end)
             yield field
             at = field.end

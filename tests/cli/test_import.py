@@ -25,6 +25,28 @@ def test_a_file_is_described_and_written(tmp_path: Path, capsys: pytest.CaptureF
     assert "scale        0.5" in capsys.readouterr().out
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = mlp(tmp_path / "net.onnx", (3, 2)), tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    for target in (out, out / "config.json"):
+        assert main(["import", str(file), "--out", str(target)]) == 2
+        assert "holds something that no import wrote" in capsys.readouterr().err
+    assert (out / "config.json").read_text() == "{}"
+    assert main(["import", str(tmp_path)]) == 2
+    assert "those with saved_model.pb are read" in capsys.readouterr().err
+
+
+def test_another_network_in_the_same_folder_leaves_nothing_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", str(mlp(tmp_path / "net.onnx", (3, 2))), "--out", str(tmp_path / "new")]) == 0
+    assert "RECIPE" in capsys.readouterr().out
+    (tmp_path / "new" / "original" / "net.caffemodel").write_bytes(b"of another import")
+    assert main(["import", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "new")]) == 0
+    assert list(load(tmp_path / "new").original) == ["model.onnx"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -41,7 +41,7 @@ def read_paddle(
         FormatError: damaged, a companion is missing, or an operation is not known.
         MissingExtraError: `through` is wished and no interpreter has the converter.
     """
-    path = Path(path)
+    path = given = Path(path)
     if path.suffix == ".pdparams":
         return _read_state(path, Path(program) if program else None, activation)
     if path.suffix == ".pdiparams":
@@ -50,7 +50,7 @@ def read_paddle(
     weights = Path(params) if params else path.with_suffix(".pdiparams")
     for file, option in ((path, "program"), (weights, "params")):
         if not file.exists():
-            raise FormatError(f"its companion {file} does not exist; give it with {option}=", path=str(path))
+            raise FormatError(f"its companion {file} does not exist; give it with {option}=", path=str(given))
     if through == "paddle2onnx":
         from lockstep.interop.converters import paddle_to_onnx
 

@@ -60,20 +60,36 @@ def read_checkpoint(path: Path | str) -> dict[str, torch.Tensor]:
         FormatError: damaged, a shard is missing, or a tensor that is stored in slices.
     """
     index = index_of(Path(path))
-    prefix = index.name.removesuffix(".index")
-    data = read_file(index, MAX_INDEX_BYTES)
-    entries, num_shards = _entries(data, str(index))
+    entries, num_shards = _entries(read_file(index, MAX_INDEX_BYTES), str(index))
     tensors: dict[str, torch.Tensor] = {}
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
             continue  # text and resources
         if entry.is_sliced:
             raise FormatError(f"tensor {name!r} is stored in slices, which is not read", path=str(index))
-        shard = index.with_name(f"{prefix}.data-{entry.shard:05d}-of-{num_shards:05d}")
-        tensors[name] = _tensor(name, entry, shard)
+        tensors[name] = _tensor(name, entry, _shard(index, entry, num_shards))
     if not tensors:
         raise FormatError("holds no tensors of numbers", path=str(index))
     return tensors
+
+
+def check_checkpoint(path: Path | str) -> None:
+    """Whether all that a checkpoint names is there; nothing but its index is read.
+
+    Raises:
+        FormatError: as `read_checkpoint`.
+    """
+    index = index_of(Path(path))
+    entries, num_shards = _entries(read_file(index, MAX_INDEX_BYTES), str(index))
+    for name, entry in entries.items():
+        shard = _shard(index, entry, num_shards)
+        if entry.dtype in DTYPES and not entry.is_sliced:
+            _check_size(name, entry, shard)
+        _check_place(name, entry, shard)
+
+
+def _shard(index: Path, entry: Entry, num_shards: int) -> Path:
+    return index.with_name(f"{index.name.removesuffix('.index')}.data-{entry.shard:05d}-of-{num_shards:05d}")
 
 
 def index_of(path: Path) -> Path:
@@ -87,20 +103,36 @@ def index_of(path: Path) -> Path:
     return path.with_name(f"{stem}.index")
 
 
-def _tensor(name: str, entry: Entry, shard: Path) -> torch.Tensor:
-    dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
-    if count * dtype.itemsize != entry.size or entry.offset < 0 or min(entry.shape, default=0) < 0:
+def _check_size(name: str, entry: Entry, shard: Path) -> None:
+    wanted = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    if wanted != entry.size or min(entry.shape, default=0) < 0:
         raise FormatError(
             f"tensor {name!r} of shape {list(entry.shape)} is said to have {entry.size} bytes: damaged", path=str(shard)
         )
-    if not count:
+
+
+def _check_place(name: str, entry: Entry, shard: Path) -> None:
+    if entry.offset < 0 or entry.size < 0:
+        raise FormatError(
+            f"tensor {name!r} is said to have {entry.size} bytes from {entry.offset}: damaged", path=str(shard)
+        )
+    try:
+        size = shard.stat().st_size if entry.size else 0
+    except OSError as error:
+        raise FormatError(f"holds tensor {name!r} and cannot be read: {error}", path=str(shard)) from error
+    if entry.size and entry.offset + entry.size > size:
+        raise FormatError(
+            f"tensor {name!r} lies beyond its end ({size} bytes): truncated", path=str(shard), offset=entry.offset
+        )
+
+
+def _tensor(name: str, entry: Entry, shard: Path) -> torch.Tensor:
+    dtype = DTYPES[entry.dtype]
+    _check_size(name, entry, shard)
+    _check_place(name, entry, shard)
+    if not entry.size:
         return torch.zeros(entry.shape, dtype=dtype)
     try:
-        size = shard.stat().st_size
-        if entry.offset + entry.size > size:
-            raise FormatError(
-                f"tensor {name!r} lies beyond its end ({size} bytes): truncated", path=str(shard), offset=entry.offset
-            )
         with shard.open("rb") as file:
             file.seek(entry.offset)
             raw = bytearray(file.read(entry.size))

@@ -13,14 +13,14 @@ from lockstep.interop.chains import chain, groups_of, image_layout
 from lockstep.interop.converters import tensorflow_to_onnx
 from lockstep.interop.keras.reader import build, read_config
 from lockstep.interop.tensorflow.agents import AGENTS, read_agents
-from lockstep.interop.tensorflow.bundle import index_of, read_checkpoint
+from lockstep.interop.tensorflow.bundle import check_checkpoint, index_of, read_checkpoint
 from lockstep.interop.tensorflow.keras_weights import ENDING, CheckpointWeights
-from lockstep.interop.wire import BYTES, Wire, read_file
+from lockstep.interop.tensorflow.structure import check_graph_file, check_saved_model
+from lockstep.interop.wire import BYTES, Wire
 from lockstep.models.graph.builder import GraphBuilder
 from lockstep.models.graph.graph import About
 from lockstep.models.graph.module import GraphModule
 
-MAX_GRAPH_BYTES = 1 << 31
 KERNELS, BIASES = ("kernel", "w", "weights", "weight"), ("bias", "b", "biases")
 
 
@@ -50,14 +50,17 @@ def read_tensorflow(
         MissingExtraError: a graph has to be converted and no interpreter has tf2onnx.
     """
     path = Path(path)
+    if path.name == "saved_model.pb":
+        path = path.parent
     if path.is_dir():
         if (path / AGENTS).exists() and not signature:
             return read_agents(path, word=activation)
+        check_saved_model(path)
         tail = ["--signature_def", signature] if signature else []
-        return tensorflow_to_onnx(path, ["--saved-model", str(path.resolve()), *tail], python=python)
+        files = [path / "saved_model.pb", *(path / "variables").glob("*")]
+        return tensorflow_to_onnx(path, ["--saved-model", str(path.resolve()), *tail], files=files, python=python)
     if path.suffix == ".pb":
-        found = graph_ends(Wire(read_file(path, MAX_GRAPH_BYTES), str(path)))
-        names = ["--inputs", inputs or ",".join(found[0]), "--outputs", outputs or ",".join(found[1])]
+        names = _ends(check_graph_file(path, "Graph"), inputs, outputs)
         return tensorflow_to_onnx(path, ["--graphdef", str(path.resolve()), *names], python=python)
     if config:
         return build(CheckpointWeights(path, read_config(config)))[0]
@@ -71,9 +74,17 @@ def read_tensorflow(
             f"layers, or config= the file of model.to_json() of Keras. Variables: {names}",
             path=str(path),
         )
-    found = graph_ends(_graph_of_meta(meta))
-    names = ["--inputs", inputs or ",".join(found[0]), "--outputs", outputs or ",".join(found[1])]
-    return tensorflow_to_onnx(path, ["--checkpoint", str(meta.resolve()), *names], python=python)
+    names = _ends(_graph_of_meta(meta), inputs, outputs)
+    check_checkpoint(path)
+    files = [meta, *path.parent.glob(f"{meta.stem}.*")]
+    return tensorflow_to_onnx(path, ["--checkpoint", str(meta.resolve()), *names], files=files, python=python)
+
+
+def _ends(graph: Wire, inputs: str, outputs: str) -> list[str]:
+    if not inputs or not outputs:
+        found = graph_ends(graph)
+        inputs, outputs = inputs or ",".join(found[0]), outputs or ",".join(found[1])
+    return ["--inputs", inputs, "--outputs", outputs]
 
 
 SINKS = (
@@ -119,10 +130,10 @@ def graph_ends(wire: Wire) -> tuple[list[str], list[str]]:
 
 def _graph_of_meta(path: Path) -> Wire:
     """The GraphDef (field 2) of a MetaGraphDef."""
-    wire = Wire(read_file(path, MAX_GRAPH_BYTES), str(path))
+    wire = check_graph_file(path, "MetaGraph")
     for field in wire.fields():
         if field.number == 2 and field.kind == BYTES:
-            return Wire(wire.data[field.start : field.end], str(path))
+            return Wire(wire.data[field.start : field.end], str(path), max_fields=wire.max_fields)
     raise FormatError("holds no graph", path=str(path))
 
 

@@ -33,10 +33,13 @@ def save_graph(module: GraphModule, folder: Path | str) -> None:
 
 
 def save_original(module: GraphModule, folder: Path) -> None:
-    """Write the framework's own files into `folder/original`."""
+    """Write the framework's own files into `folder/original`, which holds no others afterwards."""
     for name, content in module.original.items():
         (folder / ORIGINAL).mkdir(exist_ok=True)
         (folder / ORIGINAL / name).write_bytes(content)
+    for name in load_original(folder):
+        if name not in module.original:
+            (folder / ORIGINAL / name).unlink()
 
 
 def load_original(folder: Path) -> dict[str, bytes]:

@@ -178,7 +178,8 @@ def _step(
 
 def _near(op: str) -> list[str]:
     """Known operations that begin alike; the whole list would hide the message."""
-    return [name for name in [*OPS, *CONTROL] if name[:2].lower() == op[:2].lower()]
+    known = [*OPS, *CONTROL]
+    return [name for name in known if name[:2].lower() == op[:2].lower()] or known
 
 
 def _attributes(node: Node, opsets: Mapping[str, int], defined: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
