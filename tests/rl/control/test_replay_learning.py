@@ -135,9 +135,9 @@ def test_iql_learns_from_a_cartpole_policys_data(cartpole_data: Path) -> None:
 
 @pytest.mark.slow
 def test_iql_learns_from_a_pendulum_policys_data(pendulum_data: Path) -> None:
-    run = RunConfig(total_steps=10_000, eval_every=2_000, stop_at_return=-250.0, final_episodes=20)
+    run = RunConfig(total_steps=10_000, eval_every=1_000, stop_at_return=-250.0, final_episodes=20)
     config = iql.IQLConfig(
-        dataset=str(pendulum_data), env=PENDULUM, network=SMALL, run=run, learning_rate=1e-3, temperature=10.0
+        dataset=str(pendulum_data), env=PENDULUM, network=SMALL, run=run, learning_rate=2e-3, temperature=10.0
     )
     result = iql.train(config, Session(config.run, config.env))
     assert result.evaluation.mean >= -300, str(result.evaluation)
