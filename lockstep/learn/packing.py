@@ -94,6 +94,7 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
+        """Rows that are computed: those of a shared prefix once, none from a sequence's last target on."""
         return self.batch.num_tokens
 
     @property
@@ -193,11 +194,16 @@ def _packed(
     # Where the weighted tokens lie in the concatenation; each is predicted by the row before it, in the same sequence.
     weight_T = torch.cat([example.weight for example in chosen])
     targets = weight_T.nonzero().squeeze(1)
-    tokens_T = torch.cat([example.tokens for example in chosen])
-    sequence_T = torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(e.tokens) for e in chosen]))
-    whole = ForwardBatch.packed([example.tokens.to(device) for example in chosen])
+    lengths = torch.tensor([len(example.tokens) for example in chosen])
+    sequence_R = torch.repeat_interleave(torch.arange(len(chosen)), lengths)[targets]
+    positions_R = targets - (lengths.cumsum(0) - lengths)[sequence_R]
+    # Nothing is read off the rows from a sequence's last target on: they are not computed.
+    read = torch.ones_like(lengths).scatter_reduce_(0, sequence_R, positions_R, "amax")
+    whole = ForwardBatch.packed(
+        [example.tokens[:num].to(device) for example, num in zip(chosen, read.tolist(), strict=True)]
+    )
     batch = whole.sharing()
-    rows_R = (targets - 1).to(device)
+    rows_R = ((read.cumsum(0) - read)[sequence_R] + positions_R - 1).to(device)
 
     def take(values_T: Tensor) -> Tensor:
         return values_T[targets].to(device)
@@ -205,10 +211,10 @@ def _packed(
     return MicroBatch(
         batch=batch,
         rows_R=rows_R if batch.shared is None else batch.shared.reads_X[rows_R],
-        targets_R=take(tokens_T),
+        targets_R=take(torch.cat([example.tokens for example in chosen])),
         weight_R=take(weight_T),
         columns={name: take(torch.cat([example.columns[name] for example in chosen])) for name in names},
-        sequence_R=take(sequence_T),
-        positions_R=take(whole.positions_T.to("cpu")),
+        sequence_R=sequence_R.to(device),
+        positions_R=positions_R.to(device),
         examples=tuple(places),
     )

@@ -180,7 +180,7 @@ def test_rows_that_samples_share_are_computed_once_and_keep_their_bits(
         for answer in [*answers, answers[0]]:
             weight = [0.0] * prompt_length + [1.0] * len(answer)
             made.append(Example.of([*prompt, *answer], weight=weight))
-    prefixes = {tuple(one.tokens[: n + 1].tolist()) for one in made for n in range(len(one.tokens))}
+    prefixes = {tuple(one.tokens[: n + 1].tolist()) for one in made for n in range(len(one.tokens) - 1)}
     found = []
     for part in (1.0, 0.0):
         monkeypatch.setattr(batch_module, "SHARED", part)
@@ -190,7 +190,7 @@ def test_rows_that_samples_share_are_computed_once_and_keep_their_bits(
         (logprob_R * torch.linspace(-1.0, 1.0, len(logprob_R))).sum().backward()
         found.append((micro, logprob_R.detach(), {name: p.grad for name, p in model.named_parameters()}))
     (shared, *_), (whole, *_) = found
-    assert shared.num_tokens == len(prefixes) < whole.num_tokens == sum(len(one.tokens) for one in made)
+    assert shared.num_tokens == len(prefixes) < whole.num_tokens == sum(len(one.tokens) - 1 for one in made)
     assert torch.equal(found[0][1], found[1][1])
     for name, gradient in found[0][2].items():
         # Sums in another order; in bf16 a row's gradient is rounded after the sum over its samples, not before.
