@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 STUCK_S = 30.0
@@ -28,16 +29,28 @@ MAX_DETAIL = 2000
 _PDEATHSIG = 1
 
 
-def fresh_context() -> Any:
-    """Of multiprocessing: children that begin with nothing of this process but what they are given."""
-    return multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_PRELOADED: dict[str, None] = {}
+
+
+def fresh_context(*modules: str) -> Any:
+    """Of multiprocessing: children that begin with nothing of this process but what they are given.
+
+    Args:
+        modules: which children find imported, those of every context: the server that they are forked from imports them
+            once, if this is called before its first child starts. None may start a thread when it is imported.
+    """
+    context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    _PRELOADED.update(dict.fromkeys(modules))
+    if os.name == "posix" and modules:
+        context.set_forkserver_preload(list(_PRELOADED))
+    return context
 
 
 def settle(memory_bytes: int = 0) -> None:
     """The first call of a child: own session, end with the owner, quiet, limited.
 
     Args:
-        memory_bytes: limit of its address space; 0 for none.
+        memory_bytes: limit of its address space beyond what it begins with; 0 for none.
     """
     if os.name == "posix":
         os.setsid()
@@ -47,11 +60,20 @@ def settle(memory_bytes: int = 0) -> None:
         if memory_bytes:
             import resource
 
+            memory_bytes += _address_space()
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
+
+
+def _address_space() -> int:
+    """Bytes that this process has mapped, among them what its server had imported; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 class ChildProcess:

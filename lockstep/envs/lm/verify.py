@@ -43,7 +43,7 @@ class VerifierConfig:
     start_s: float = 120.0
     """Deadline for a worker to start, and to load a task: imports take their time (seconds)."""
     memory_mb: int = 4096
-    """Address space of a worker (MiB); 0: no limit."""
+    """Address space that a worker may take beyond what it begins with (MiB); 0: no limit."""
 
 
 class _TooLateError(BaseException):
@@ -69,9 +69,7 @@ class VerifierPool:
             raise ConfigError(f"{self.config}: workers must be 0 or more, timeout_s and start_s above 0")
         self.counts: Counter[Verdict] = Counter(dict.fromkeys(Verdict, 0))
         """Verdicts given so far."""
-        self._context = fresh_context()
-        if os.name == "posix":
-            self._context.set_forkserver_preload(["lockstep.envs.lm.worker"])
+        self._context = fresh_context("lockstep.envs.lm.worker")
         self._free = threading.Condition()
         self._idle: deque[Worker] = deque()
         self._num_alive = 0

@@ -146,7 +146,7 @@ class Fleet:
         self.weights = WeightsVersion(-1, "")
         self.num_lost = 0
         """Workers that were killed or died."""
-        self._context = fresh_context()
+        self._context = fresh_context("lockstep.rl.lm.worker")
         self._blocks: dict[Part, TensorBlock] = {
             "model": TensorBlock(self._context, hf_tensors(made.model, made.config))
         }

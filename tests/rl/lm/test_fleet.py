@@ -364,7 +364,7 @@ def test_kills_of_the_learner_and_of_workers_lose_and_repeat_nothing(tmp_path: P
 
 
 KILLER = """
-import multiprocessing, os, random, signal, sys, time
+import os, random, signal, sys, time
 from pathlib import Path
 from lockstep.api import read_config
 from lockstep.core.errors import WorkerError
@@ -388,7 +388,6 @@ def workers(learner):  # the oldest first: those that have sampled
 def begun():
     child = os.fork()  # nothing is imported anew
     if child == 0:
-        multiprocessing.set_forkserver_preload(["lockstep.rl.lm.worker"])
         try:
             with RunDirectory.open(path) as directory:
                 run(read_config(path), directory, resume=True)
