@@ -137,8 +137,11 @@ class Collector:
                         flying.append(self._next)
                         self._next += 1
                 with self.weights:
+                    began = time.perf_counter()
                     self._rollouts.advance()
+                    seconds = time.perf_counter() - began
                 with self._changed:
+                    self._rollouts.stats.seconds += seconds
                     for number in flying[:]:
                         group = self._rollouts.pop(number)
                         if group is not None:

@@ -105,9 +105,10 @@ class Group:
 
 @dataclass
 class RolloutStats:
-    """Of one collection."""
+    """Of one collection; beside a learner, of what was done since the batch before was taken."""
 
     seconds: float = 0.0
+    """In which samples were drawn and judged, without waiting for weights."""
     verify_seconds: float = 0.0
     num_sampled: int = 0
     num_prompt_tokens: int = 0

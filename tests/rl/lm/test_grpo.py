@@ -74,11 +74,16 @@ def test_a_bound_of_zero_in_its_own_thread_is_the_synchronous_loop(monkeypatch: 
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
-def test_no_token_is_older_than_the_bound(staleness: int) -> None:
-    _, found = run(config("cispo", staleness=staleness, run__total_steps=6))
-    behind = [line["behind"] for _, line in found]
+def test_no_token_is_older_than_the_bound_and_sampling_is_timed(tmp_path: Path, staleness: int) -> None:
+    wish = config("cispo", staleness=staleness, run__total_steps=6)
+    with folder(tmp_path, wish) as directory:
+        run(wish, directory)
+    found = read_jsonl(directory.metrics_path)
+    behind = [line["behind"] for line in found]
     assert max(behind) <= staleness
     assert max(behind) > 0
+    assert found[0]["rollout_s"] > 0.0
+    assert found[0]["rollout_tok_s"] > 0.0
 
 
 def test_weights_that_changed_unseen_are_found_before_anything_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
