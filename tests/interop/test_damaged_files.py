@@ -166,7 +166,7 @@ def _checkpoint(path: Path, source: Path) -> None:
 
 
 CAFFE, MXNET, CNTK, TF = FILES / "caffe", FILES / "mxnet", FILES / "cntk", FILES / "tf"
-SAVED = TF / "mlp_saved"
+SAVED, AGENTS = TF / "mlp_saved", FILES / "keras2" / "dqn_policy"
 WARM_CONVERTER = Path(__file__).parent / "tensorflow" / "warm_converter.py"
 CONVERTED = ("saved_model", "frozen.pb", "meta")
 MUTANT = "mutant"
@@ -211,6 +211,10 @@ FORMATS: dict[str, tuple[list[Path], Callable[[Path, Path], None]]] = {
     "checkpoint": ([FILES / "tf" / "raw_ckpt.index"], _checkpoint),
     "saved_model": (
         [SAVED / "saved_model.pb", *sorted((SAVED / "variables").glob("*"))],
+        _tensorflow,
+    ),
+    "agents": (
+        [AGENTS / name for name in ("saved_model.pb", "policy_specs.pbtxt")] + sorted((AGENTS / "variables").glob("*")),
         _tensorflow,
     ),
     "frozen.pb": ([TF / "tf1_frozen.pb"], _tensorflow),

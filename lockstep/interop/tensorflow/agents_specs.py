@@ -87,9 +87,12 @@ def _bound(spec: Message, name: str, shape: tuple[int, ...]) -> np.ndarray:
             if content
             else np.array([x for key in VALUES for x in tensor.reals(key)] or [0.0])
         )
-        return np.broadcast_to(values.astype(np.float64), num)
+        bound = np.broadcast_to(values.astype(np.float64), num)
     except (UnicodeEncodeError, ValueError) as error:
         raise spec.fail(f"its {name} is damaged: {error}") from error
+    if np.isnan(bound).any():
+        raise spec.fail(f"its {name} is not a number: damaged")
+    return bound
 
 
 def _observations(spec: Message) -> Space | None:
@@ -106,9 +109,9 @@ def _actions(spec: Message) -> Space:
     low, high = (_bound(spec, name, shape) for name in ("minimum", "maximum"))
     if dtype.startswith("float"):
         return BoxSpace(shape, dtype, _bounds(low), _bounds(high))
-    sizes = (high - low + 1).astype(np.int64)
-    if (sizes < 1).any() or (sizes > MAX_SIZE).any():
+    if not (np.isfinite(low).all() and (high >= low).all() and (high - low < MAX_SIZE).all()):
         raise spec.fail(f"the actions {low.tolist()[:3]} to {high.tolist()[:3]} are none")
+    sizes = (high - low + 1).astype(np.int64)
     if low.any():
         # TF-Agents counts from zero and then clips to the bounds.
         raise spec.fail(f"the actions begin at {low.tolist()[:3]}; TF-Agents chooses from 0 on, and so is read")
