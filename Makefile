@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart quickstart-control test test-slow test-envpool test-edge check format clean
+.PHONY: quickstart quickstart-control test test-slow test-envpool test-edge test-emulated check format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +62,18 @@ test-envpool: $(VENV)/.dev
 test-edge: $(VENV)/.dev .venv-litert/.installed .venv-executorch/.installed
 	LOCKSTEP_LITERT_PYTHON=$(CURDIR)/.venv-litert/bin/python LOCKSTEP_EXECUTORCH_PYTHON=$(CURDIR)/.venv-executorch/bin/python \
 	  $(BIN)/python -m pytest tests/interop/export --timeout=900
+
+# For a processor without AVX-512: the kernels of those levels in SIMDe's functions, and what judges kernels and the language
+# models on them. A copy of the package, for its portable level claims that the processor has everything.
+test-emulated: $(VENV)/.dev
+	$(PIP) simde-py
+	mkdir -p build/emulated/package
+	cp -r lockstep build/emulated/package/
+	$(BIN)/python setup.py --quiet build_ext --build-lib build/emulated/package \
+	  --simde "$$($(BIN)/python -c 'import simde_py; print(simde_py.get_include())')"
+	cd build/emulated/package && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml \
+	  -o pythonpath=$(CURDIR)/build/emulated/package -m "not slow" \
+	  $(addprefix $(CURDIR)/tests/,kernels layers models engine parity learn)
 
 # Fast tests that passed are not run again while no file of the sources, the tests or the documents has changed since.
 SOURCES := $(shell find lockstep csrc tests docs README.md pyproject.toml -type f -not -name '*.pyc' -not -name '*.so')

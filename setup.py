@@ -5,6 +5,7 @@ its naive kernels.
 
 A wheel holds every level. An editable install, which stays on its machine, builds the portable level and the one that
 this processor takes; `python setup.py build_ext --inplace` builds all that it runs, for the tests judge each.
+`make test-emulated` builds the AVX-512 levels for a processor without, see tests/kernels/emulated.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -41,6 +43,17 @@ NEEDS = {
     "avx512": AVX512_NEEDS,
     "avx512bf16": (*AVX512_NEEDS, "avx512_bf16", "avx512_vnni"),
 }
+# AVX-512 in SIMDe's functions, slow and for tests alone. Unrolled they would take minutes a file. The macros are what the
+# compiler defines for the level's own flags; `ls_cpu_level` finds whatever it asks for.
+EMULATED = [*AVX2, "-O1", "-w", "-I", str(ROOT / "tests" / "kernels" / "emulated"), "-D__builtin_cpu_supports(name)=1"]
+EMULATED += [f"-fdisable-{name}" for name in ("tree-cunroll", "tree-cunrolli", "rtl-loop2_unroll")]
+AVX512_MACROS = ["-D__AVX512F__", "-D__AVX512BW__", "-D__AVX512DQ__", "-D__AVX512VL__"]
+EMULATED_LEVELS = {
+    "portable": ["-D__builtin_cpu_supports(name)=1"],
+    "avx2": AVX2,
+    "avx512": [*EMULATED, *AVX512_MACROS],
+    "avx512bf16": [*EMULATED, *AVX512_MACROS, "-D__AVX512VNNI__", "-D__AVX512BF16__"],
+}
 
 
 def compiler() -> str | None:
@@ -62,6 +75,15 @@ def levels_of_this_machine() -> list[str]:
 class BuildKernels(build_ext):
     """Compiles every level into `lockstep/kernels/_native`, in the source tree for an editable install."""
 
+    user_options: ClassVar = [
+        *build_ext.user_options,
+        ("simde=", None, "folder of SIMDe's headers: emulates AVX-512 for tests (needs GCC and AVX2)"),
+    ]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.simde: str | None = None
+
     def run(self) -> None:
         cxx = compiler()
         if cxx is None:
@@ -69,7 +91,7 @@ class BuildKernels(build_ext):
             return
         folder = Path(self._folder())
         folder.mkdir(parents=True, exist_ok=True)
-        objects = ROOT / "build" / "native"
+        objects = ROOT / "build" / ("emulated" if self.simde else "native")
         # The longest first, so that no core waits for another's last file.
         by_size = sorted(SOURCES, key=lambda name: -(ROOT / name).stat().st_size)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -97,7 +119,8 @@ class BuildKernels(build_ext):
         if target.exists() and target.stat().st_mtime > newest:
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        command = [cxx, *FLAGS, *LEVELS[level], "-c", source, "-o"]
+        flags = [*EMULATED_LEVELS[level], "-I", self.simde] if self.simde else LEVELS[level]
+        command = [cxx, *FLAGS, *flags, "-c", source, "-o"]
         return target if self._run(command, target, f"{source} of the {level} kernels did not compile") else None
 
     def _link(self, cxx: str, level: str, objects: list[Path | None], folder: Path) -> None:

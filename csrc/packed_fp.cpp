@@ -1,5 +1,6 @@
 // Tiles of float matrices. fp32: acc = fma(x[k], w[k], acc). bf16: pairs (k, k + 1) through the dot-product instruction
-// where there is one, else two multiply-adds in its order, with x spelled out as rounded float32.
+// where there is one, which adds k + 1 before k and takes subnormal numbers for zeros; else two multiply-adds, k before
+// k + 1, with x spelled out as rounded float32.
 //
 // Narrow vectors take a panel in strips of 16 outputs, each a quarter of every row of 64: read so again and again they would
 // use a quarter of the first-level cache's sets. For many rows a strip of some inputs is therefore copied out, as float32.

@@ -106,4 +106,6 @@ def test_loss_and_gradient_do_not_depend_on_packing_micro_batch_or_ranks(name: s
         other = summed(case, ranks, max_tokens)
         assert set(other) == set(whole)
         for key, value in whole.items():
-            torch.testing.assert_close(other[key], value, rtol=2e-4, atol=2e-6, msg=f"{key} of {max_tokens}")
+            # A gradient that all but cancels is rounded like the terms of its sum, whose size is that of its neighbours.
+            atol = max(2e-6, 1e-6 * float(value.abs().max()))
+            torch.testing.assert_close(other[key], value, rtol=2e-4, atol=atol, msg=f"{key} of {max_tokens}")
