@@ -69,8 +69,10 @@ test-emulated: $(VENV)/.dev
 	$(PIP) simde-py
 	mkdir -p build/emulated/package
 	cp -r lockstep build/emulated/package/
+	rm -f build/emulated/package/lockstep/kernels/_native/*.so
 	$(BIN)/python setup.py --quiet build_ext --build-lib build/emulated/package \
 	  --simde "$$($(BIN)/python -c 'import simde_py; print(simde_py.get_include())')"
+	cd build/emulated/package && $(CURDIR)/$(BIN)/python -c 'from lockstep import kernels; assert kernels.describe()["bf16"]'
 	cd build/emulated/package && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml \
 	  -o pythonpath=$(CURDIR)/build/emulated/package -m "not slow" \
 	  $(addprefix $(CURDIR)/tests/,kernels layers models engine parity learn)
