@@ -72,7 +72,7 @@ def test_unwritable_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sac-pendulum", "dqn-cartpole", "tqc-pendulum", "td3-pendulum", "a2c-cartpole"])
 def test_more_work_takes_longer(name: str) -> None:
-    """Every kind of learner is measured, and a network of 512 units costs more than one of 16."""
+    """Every kind of learner is measured, and a network of 256 units costs more than one of 16."""
     config = recipe(name)
     times = [
         # The best of three in turns: what other processes take hits single measurements.
@@ -80,6 +80,6 @@ def test_more_work_takes_longer(name: str) -> None:
             measure_training(replace(config, network=replace(config.network, hidden_sizes=sizes)), seconds=0.1)
             for _ in range(3)
         )
-        for sizes in ((16,), (512, 512))
+        for sizes in ((16,), (256, 256))
     ]
     assert times[1] > times[0]

@@ -158,14 +158,11 @@ def test_wrong_command_lines_are_found(line: str, capsys: pytest.CaptureFixture[
     assert not (isinstance(caught.value, SystemExit) and caught.value.code == 0)
 
 
-FAST = {"README.md"}
 WITH_PYTHON = [path for path in DOCUMENTS if any(language == "python" for language, _ in blocks(path))]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=() if p.name in FAST else pytest.mark.slow, id=p.name) for p in WITH_PYTHON],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.name) for p in WITH_PYTHON])
 def test_python_blocks_run(path: Path, tmp_path: Path) -> None:
     """In order, in one process. A block that begins with `# NAME.py` is a file of that name."""
     parts = []

@@ -17,7 +17,7 @@ from lockstep.models.control.folder import load_policy
 
 CASES = {
     "ppo-cartpole-zoo": ["--run.total-steps", "32768", "--run.checkpoint-every", "2048", "--run.eval-every", "12000"],
-    "ppo-pendulum": ["--run.total-steps", "24576", "--run.checkpoint-every", "2048", "--normalise-obs"],
+    "ppo-pendulum": ["--run.total-steps", "32768", "--run.checkpoint-every", "4096", "--normalise-obs"],
     "dqn-cartpole": ["--run.total-steps", "6000", "--run.checkpoint-every", "500"],
 }
 TIMES = ("wall_s", "steps_per_s", "train_s")
@@ -83,8 +83,8 @@ def _curve(run: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("recipe", CASES)
 def test_killed_run_ends_like_the_whole_one(recipe: str, tmp_path: Path) -> None:
     whole = _run_whole(tmp_path / "whole", recipe)
-    killed, kills = _run_with_kills(tmp_path / "killed", recipe, 3, random.Random(recipe))
-    assert kills >= 2
+    killed, kills = _run_with_kills(tmp_path / "killed", recipe, 2, random.Random(recipe))
+    assert kills == 2
     assert _curve(killed) == _curve(whole)
     assert load_policy(killed).digest() == load_policy(whole).digest()
     assert (killed / "eval.jsonl").read_text() == (whole / "eval.jsonl").read_text()

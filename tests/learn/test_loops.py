@@ -125,7 +125,9 @@ def train_until(train: Any, config: Any, session: Session, stop_at: int | None) 
         train(config, session)
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "reward_model", "distill"])
+@pytest.mark.parametrize(
+    "name", ["sft", "dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "reward_model", "distill"))]
+)
 def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
     name: str, model_folder: Path, tmp_path: Path
 ) -> None:

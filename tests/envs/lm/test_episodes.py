@@ -180,6 +180,7 @@ def play(task: TextArenaTask, index: int, chance: random.Random) -> tuple[list[s
         shown.append(turn.messages[0]["content"])
 
 
+@pytest.mark.slow  # TextArena takes seconds to import
 def test_textarena_against_a_random_opponent() -> None:
     pytest.importorskip("textarena")
     task = TextArenaTask(TextArenaConfig(game="TicTacToe-v0", num_players=2))
@@ -197,6 +198,7 @@ def test_textarena_against_a_random_opponent() -> None:
     assert lazy.play(0, ["[4]"]).messages[0]["content"].count("cell 0") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "game", ["TowerOfHanoi-v0", "Mastermind-v0", "FrozenLake-v0", "LightsOut-v0", "2048-v0-mega-easy"]
 )
@@ -208,6 +210,7 @@ def test_textarena_for_one(game: str) -> None:
     assert turn.is_done
 
 
+@pytest.mark.slow  # TextArena takes seconds to import
 def test_textarena_wishes_are_checked() -> None:
     pytest.importorskip("textarena")
     with pytest.raises(ConfigError, match="did you mean 'TicTacToe-v0'"):

@@ -84,6 +84,7 @@ def test_a_text_environment_is_a_task_by_its_import_path() -> None:
     assert (train.config.split, held_out.config.split, train.config.max_turns) == ("train", "held_out", 3)
 
 
+@pytest.mark.slow  # TextArena takes seconds to import
 def test_games_by_name() -> None:
     pytest.importorskip("textarena")
     task = make_task(TaskConfig(name="textarena:TicTacToe-v0", options={"num_players": 2, "seat": "first"}), "train")

@@ -63,7 +63,12 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     ("config", "stop_at"),
-    [(SMALL, 300), (SMALL, 700), (LSTM, 300), pytest.param(LSTM, 700, marks=pytest.mark.slow), (PENDULUM, 700)],
+    [
+        (SMALL, 300),
+        (SMALL, 700),
+        *(pytest.param(LSTM, stop, marks=pytest.mark.slow) for stop in (300, 700)),
+        (PENDULUM, 700),
+    ],
     ids=["mlp-300", "mlp-700", "lstm-300", "lstm-700", "continuous-700"],
 )
 def test_resumed_curve_is_the_uninterrupted_one(config: ppo.PPOConfig, stop_at: int, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ SAC = sac.SACConfig(
     [
         DQN,
         replace(DQN, double=True, dueling=True, prioritised=True, replay=replace(DQN.replay, n_step=3)),
-        replace(DQN, distribution="quantile", num_atoms=25),
+        replace(DQN, distribution="quantile", num_atoms=10, replay=replace(DQN.replay, n_step=3)),
         replace(DQN, distribution="categorical", support=(0.0, 100.0), replay=replace(DQN.replay, n_step=3)),
     ],
     ids=["plain", "double-dueling-prioritised", "quantile", "categorical"],

@@ -74,12 +74,11 @@ def assert_same_policy(one: Result, two: Result) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
-TAKES_LONG = ("rainbow", "dqn-quantile", "sac-normalised", "sac-fixed-temperature", "ddpg")
+TAKES_LONG = ("rainbow", "dqn-quantile", "sac-normalised", "sac-discrete", "sac-fixed-temperature", "tqc", "ddpg")
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in TAKES_LONG else name for name in CASES]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in TAKES_LONG else name for name in CASES]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_killed_run_resumes_to_the_same_weights_and_metrics(name: str, tmp_path: Path) -> None:
     train, config = CASES[name]
     whole, curve = run(train, config)
@@ -98,7 +97,9 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(name: str, tmp_pat
     assert rest == {step: curve[step] for step in rest}
 
 
-@pytest.mark.parametrize("name", ["dqn", pytest.param("rainbow", marks=pytest.mark.slow), "sac", "tqc"])
+@pytest.mark.parametrize(
+    "name", ["dqn", "sac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rainbow", "tqc"))]
+)
 def test_the_same_seed_is_the_same_run_and_another_is_not(name: str) -> None:
     train, config = CASES[name]
     one, curve = run(train, config)
@@ -126,7 +127,7 @@ def test_compiled_gradient_steps_learn_what_autograd_learns(
         assert line == pytest.approx(expected[step], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_learning_moves_the_policy_and_stays_finite(name: str) -> None:
     train, config = CASES[name]
     untrained = replace(config, replay=replace(REPLAY, learning_starts=1000))
