@@ -31,17 +31,9 @@ EMULATED __m128i emulated_cvtepi32_epi8(__m512i a) {
   for (int i = 0; i < 16; i++) to[i] = (int8_t)from[i];
   return _mm_loadu_si128((const __m128i*)to);
 }
-EMULATED __m512i emulated_cvtepi8_epi32(__m128i a) {
-  int8_t from[16];
-  int32_t to[16];
-  memcpy(from, &a, 16);
-  for (int i = 0; i < 16; i++) to[i] = from[i];
-  __m512i result;
-  memcpy(&result, to, 64);
-  return result;
-}
-EMULATED __m512i emulated_cvtepu8_epi32(__m128i a) {
-  uint8_t from[16];
+template <typename Byte>
+EMULATED __m512i emulated_widen(__m128i a) {
+  Byte from[16];
   int32_t to[16];
   memcpy(from, &a, 16);
   for (int i = 0; i < 16; i++) to[i] = from[i];
@@ -142,8 +134,8 @@ EMULATED __m512 emulated_dpbf16_ps(__m512 acc, __m512bh x, __m512bh y) {
 #undef _mm512_shuffle_epi8
 #undef _mm512_dpbf16_ps
 #define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
-#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
-#define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_cvtepi8_epi32 emulated_widen<int8_t>
+#define _mm512_cvtepu8_epi32 emulated_widen<uint8_t>
 #define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
 #define _mm256_mask_storeu_epi32 emulated_mask_storeu_epi32
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
