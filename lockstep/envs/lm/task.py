@@ -113,7 +113,11 @@ class EpisodeTask(ABC):
         return self.episode(index).start()
 
     def play(self, index: int, texts: Sequence[str]) -> Turn:
-        """The last turn of an episode played from its beginning; what a process does that does not know the episode.
+        """The last turn of an episode played from its beginning. Raises as `replay` does."""
+        return self.replay(index, texts)[1]
+
+    def replay(self, index: int, texts: Sequence[str]) -> tuple[Episode, Turn]:
+        """An episode played from its beginning, and its last turn.
 
         Raises:
             InputError: no texts, or more of them after the episode's end.
@@ -124,11 +128,11 @@ class EpisodeTask(ABC):
         episode.start()
         for number, text in enumerate(texts):
             turn = episode.step(text)
-            if turn.is_done and number + 1 < len(texts):
+            if number + 1 < len(texts) and turn.is_done:
                 raise InputError(
                     f"{self.name}: episode {index} ended at turn {number + 1} of {len(texts)}", field="texts"
                 )
-        return turn
+        return episode, turn
 
 
 def level_index(level: int, position: int) -> int:

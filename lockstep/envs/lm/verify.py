@@ -25,6 +25,7 @@ from typing import Any, final
 from lockstep.core.child_process import fresh_context
 from lockstep.core.errors import ConfigError, DeadlineError, EnvError
 from lockstep.core.trajectory import Problem, Score, Verdict
+from lockstep.envs.lm.player import Player
 from lockstep.envs.lm.task import EpisodeTask, Task, Turn
 from lockstep.envs.lm.worker import BROKEN, LOADED, READY, Job, Outcome, State, Worker, run_job
 
@@ -75,6 +76,7 @@ class VerifierPool:
         self._num_alive = 0
         self._is_closed = False
         self._pickled: dict[int, tuple[Any, bytes, bytes]] = {}
+        self._players: dict[int, tuple[EpisodeTask, Player]] = {}
 
     def score_all(self, task: Task, items: Sequence[tuple[Problem, str]]) -> list[Score]:
         """The score of each (problem, text), in order.
@@ -91,12 +93,13 @@ class VerifierPool:
     def step_all(self, task: EpisodeTask, items: Sequence[tuple[int, Sequence[str]]]) -> list[Turn | Score]:
         """The next turn of each episode, in order; a score where the episode failed or timed out, and so has ended.
 
-        A worker plays the episode from its beginning, so it keeps nothing, and any worker can go on with it.
+        A worker that has the episode goes on with it; any other plays it from its beginning.
 
         Args:
             items: (index of the problem, what the model wrote, turn by turn).
         """
-        outcomes = self.run(task, [("play", (index, tuple(texts))) for index, texts in items])
+        here = task if self.config.workers else self._player(task)
+        outcomes = self.run(here, [("play", (index, tuple(texts))) for index, texts in items])
         turns: list[Turn | Score] = []
         for outcome in outcomes:
             is_turn = outcome.verdict is Verdict.SCORED and isinstance(outcome.value, Turn)
@@ -168,6 +171,14 @@ class VerifierPool:
         with self._free:
             self._num_alive -= 1
             self._free.notify()
+
+    def _player(self, task: EpisodeTask) -> Player:
+        """Of episodes that are played in this process."""
+        with self._free:
+            known = self._players.get(id(task))
+            if known is None or known[0] is not task:
+                known = self._players[id(task)] = (task, Player(task))
+            return known[1]
 
     def _pickle(self, task: Any) -> tuple[bytes, bytes]:
         with self._free:

@@ -25,6 +25,7 @@ from typing import Any
 
 from lockstep.core.child_process import MAX_DETAIL, ChildProcess, describe, settle
 from lockstep.core.trajectory import Score, Verdict
+from lockstep.envs.lm.player import playing
 
 Job = tuple[str, tuple[Any, ...]]
 READY, LOADED, BROKEN = b"ready", b"loaded", b"broken"
@@ -88,7 +89,7 @@ def _packed(outcome: Outcome) -> bytes:
 
 def _load(pipe: Connection, tasks: OrderedDict[bytes, Any], digest: bytes, task_bytes: bytes) -> bool:
     try:
-        tasks[digest] = pickle.loads(task_bytes)
+        tasks[digest] = playing(pickle.loads(task_bytes))
     except BaseException as error:
         pipe.send_bytes(BROKEN + describe(error).encode("utf-8", errors="replace"))
         return False

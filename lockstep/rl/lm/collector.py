@@ -14,6 +14,7 @@ in flight goes on under new weights where it is (its earlier keys stay), and eac
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +36,8 @@ class Collector:
         groups: P.
         staleness: versions a token may be behind when it is learned from.
         version: already published.
-        timeout_s: deadline of `take`.
+        timeout_s: how long the sampler may be silent, between two steps of its engine or in one, before `take` gives up; and
+            deadline of `close`.
         threaded: run the sampler in its own thread even where the bound is 0; the result is the same.
     """
 
@@ -58,6 +60,8 @@ class Collector:
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._moved = -math.inf
+        """When the sampler last ended a step."""
         self._closing = self._publishing = False
         self._thread: threading.Thread | None = None
         if staleness > 0 if threaded is None else threaded:
@@ -68,19 +72,21 @@ class Collector:
         """The groups of a batch, in order.
 
         Raises:
-            DeadlineError: they did not end in time.
+            DeadlineError: the sampler is silent. However long a batch takes, it is waited for while it moves.
         """
         numbers = range(batch * self._groups, (batch + 1) * self._groups)
         if self._thread is None:
             return self._rollouts.collect(numbers), self._rollouts.stats
-        limit = time.monotonic() + self._timeout_s
+        asked = time.monotonic()
         with self._changed:
             while self._error is None and any(number not in self._ready for number in numbers):
-                if not self._changed.wait(min(WAKE_S, max(limit - time.monotonic(), 0.0))) and time.monotonic() > limit:
+                self._changed.wait(min(WAKE_S, self._timeout_s))
+                if time.monotonic() - max(self._moved, asked) > self._timeout_s:
                     missing = [number for number in numbers if number not in self._ready]
                     raise DeadlineError(
-                        f"batch {batch}: {len(missing)} of {self._groups} groups did not end in {self._timeout_s:.0f} s; "
-                        "look at max_tokens and the verifier's deadline, or raise the limit"
+                        f"batch {batch}: {len(missing)} of {self._groups} groups did not end, and the sampler has been silent "
+                        f"for {self._timeout_s:.0f} s; look at the verifier's deadline (verifier.timeout_s) and at what the "
+                        "task does, then resume the run"
                     )
             if self._error is not None:
                 raise self._error
@@ -141,6 +147,7 @@ class Collector:
                     self._rollouts.advance()
                     seconds = time.perf_counter() - began
                 with self._changed:
+                    self._moved = time.monotonic()
                     self._rollouts.stats.seconds += seconds
                     for number in flying[:]:
                         group = self._rollouts.pop(number)

@@ -21,7 +21,7 @@ from lockstep.core.trajectory import Problem, Score, Trajectory
 from lockstep.engine.config import EngineConfig, EnginePlan
 from lockstep.engine.emission import Output
 from lockstep.engine.engine import Engine
-from lockstep.envs.lm.task import Episode, EpisodeTask, Task, Turn
+from lockstep.envs.lm.task import EpisodeTask, Task, Turn
 from lockstep.envs.lm.verify import VerifierPool
 from lockstep.layers.low_rank import Adapter
 from lockstep.learn.logprobs import Truncation
@@ -118,13 +118,15 @@ class RolloutStats:
 
 @dataclass(slots=True)
 class _Flight:
-    """A sample in the air: its trajectory, and the game it plays if there are several turns."""
+    """A sample in the air: its trajectory, and what an episode of several turns has come to."""
 
     trajectory: Trajectory
     problem: Problem
     group: int
-    episode: Episode | None
-    turn: int = 0
+    texts: list[str] = field(default_factory=list)
+    """What the model wrote, turn by turn."""
+    is_cut: bool = False
+    """The last of them ended at the limit of tokens."""
     reward: float = 0.0
     """Of the turns so far."""
 
@@ -165,9 +167,9 @@ class Rollouts:
 
     Args:
         engine: with a tokenizer.
-        task: judges what is written; one of several turns plays its episodes here.
+        task: judges what is written, or plays episodes of several turns.
         problem: of a group, by its number.
-        verifier: processes that run the task's verifier.
+        verifier: processes that run the task's verifier, and its episodes.
         seed: of the run.
     """
 
@@ -203,14 +205,11 @@ class Rollouts:
         self._pending[number] = _Pending(problem, config.group_size + config.greedy_baseline)
         samples = self.engine.add(request)
         if config.greedy_baseline:
-            greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
+            greedy = self._params(number, config.group_size)
             samples += self.engine.add(
                 Request(id=f"g{number}.greedy", prompt=prompt, params=greedy, adapter=self._adapter)
             )
         for place, sample in enumerate(samples):
-            episode = self.task.episode(problem.index) if isinstance(self.task, EpisodeTask) else None
-            if episode is not None:
-                episode.start()
             trajectory = Trajectory(
                 problem=problem.index,
                 index=place,
@@ -220,20 +219,27 @@ class Rollouts:
                 sampling_logprobs=[0.0] * len(prompt),
                 versions=[None] * len(prompt),
             )
-            self._flights[sample.request_id, sample.index] = _Flight(trajectory, problem, number, episode)
+            self._flights[sample.request_id, sample.index] = _Flight(trajectory, problem, number)
         self.stats.num_prompt_tokens += len(prompt) * config.group_size
 
     def advance(self) -> None:
         """One step of the engine for all groups in flight; groups that end are scored."""
-        ended: list[int] = []
+        landed = []
         for output in self.engine.step():
             if output.is_finished:
                 flight = self._flights.pop((output.sample.request_id, output.sample.index))
-                if self._take(flight, output.sample):
-                    pending = self._pending[flight.group]
-                    pending.num_open -= 1
-                    if pending.num_open == 0:
-                        ended.append(flight.group)
+                self._append(flight, output.sample)
+                landed.append((flight, output.sample))
+        if isinstance(self.task, EpisodeTask):
+            landed = self._play(self.task, landed)
+        ended: list[int] = []
+        for flight, _ in landed:
+            flight.trajectory.is_truncated |= flight.is_cut
+            pending = self._pending[flight.group]
+            pending.trajectories.append(flight.trajectory)
+            pending.num_open -= 1
+            if pending.num_open == 0:
+                ended.append(flight.group)
         if ended:
             self._score(ended)
 
@@ -252,8 +258,8 @@ class Rollouts:
         self.stats.seconds = time.perf_counter() - began
         return [self._done.pop(number) for number in wanted]
 
-    def _take(self, flight: _Flight, sample: Sample) -> bool:
-        """Appends what was sampled. True: the episode is over."""
+    def _append(self, flight: _Flight, sample: Sample) -> None:
+        """What was sampled joins the trajectory."""
         if sample.finish_reason is FinishReason.ERROR:
             raise InputError(f"sampling failed on problem {flight.problem.index}: {sample.error}")
         trajectory, num = flight.trajectory, len(sample.tokens)
@@ -265,44 +271,49 @@ class Rollouts:
         trajectory.text = sample.text
         self.stats.num_sampled += num
         self.stats.num_cached += sample.num_cached
-        flight.turn += 1
-        trajectory.num_turns = flight.turn
-        cut = sample.finish_reason is FinishReason.LENGTH
-        over = flight.episode is None or self._play(flight, sample, cut)
-        if over:
-            trajectory.is_truncated |= cut
-            self._pending[flight.group].trajectories.append(trajectory)
-        return over
+        flight.texts.append(sample.text)
+        trajectory.num_turns = len(flight.texts)
+        flight.is_cut = sample.finish_reason is FinishReason.LENGTH
 
-    def _play(self, flight: _Flight, sample: Sample, cut: bool) -> bool:
-        """A turn of an episode: the environment answers, and the sample goes on as a new request."""
-        episode, trajectory = flight.episode, flight.trajectory
-        assert episode is not None
-        turn = episode.step(sample.text)
+    def _play(self, task: EpisodeTask, landed: Sequence[tuple[_Flight, Sample]]) -> list[tuple[_Flight, Sample]]:
+        """A turn of episodes, by the verifier's processes: the environments answer, and samples go on as new requests.
+        Returns those that are over; one whose environment raised or hung is, and has no reward."""
+        if not landed:
+            return []
+        began = time.perf_counter()
+        turns = self.verifier.step_all(task, [(flight.problem.index, tuple(flight.texts)) for flight, _ in landed])
+        self.stats.verify_seconds += time.perf_counter() - began
+        return [(f, s) for (f, s), turn in zip(landed, turns, strict=True) if not self._goes_on(f, s, turn)]
+
+    def _goes_on(self, flight: _Flight, sample: Sample, turn: Turn | Score) -> bool:
+        trajectory = flight.trajectory
+        if isinstance(turn, Score):
+            trajectory.score = turn
+            return False
         flight.reward += turn.reward
-        if turn.is_done or cut or flight.turn >= self.config.max_turns:
+        if turn.is_done or flight.is_cut or len(flight.texts) >= self.config.max_turns:
             trajectory.is_truncated = turn.is_truncated or not turn.is_done
             trajectory.score = Score.of(flight.reward)
-            return True
+            return False
         suffix = self.prompts.more(sample.tokens, turn)
         if len(trajectory.tokens) + len(suffix) + self.config.max_tokens > self.engine.plan.max_context:
             trajectory.is_truncated = True
             trajectory.score = Score.of(flight.reward)
-            return True
+            return False
         trajectory.tokens += suffix
         trajectory.is_sampled += [False] * len(suffix)
         trajectory.logprobs += [0.0] * len(suffix)
         trajectory.sampling_logprobs += [0.0] * len(suffix)
         trajectory.versions += [None] * len(suffix)
         request = Request(
-            id=f"g{flight.group}.{trajectory.index}.{flight.turn}",
+            id=f"g{flight.group}.{trajectory.index}.{len(flight.texts)}",
             prompt=tuple(trajectory.tokens),
-            params=self._params(flight.group, trajectory.index, flight.turn),
+            params=self._params(flight.group, trajectory.index, len(flight.texts)),
             adapter=self._adapter,
         )
         self.engine.add(request)
         self._flights[request.id, 0] = flight
-        return False
+        return True
 
     def _score(self, numbers: list[int]) -> None:
         began = time.perf_counter()
@@ -325,6 +336,8 @@ class Rollouts:
 
     def _params(self, number: int, index: int = 0, turn: int = 0, n: int = 1) -> SamplingParams:
         config = self.config
+        if index == config.group_size:  # the baseline, at every turn of an episode
+            return SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
         return SamplingParams(
             n=n,
             max_tokens=config.max_tokens,

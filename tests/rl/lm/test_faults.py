@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -152,11 +153,22 @@ def test_what_the_start_has_cost_is_kept_when_the_first_update_fails(
 
 def test_a_sampler_that_stops_answering_is_an_error_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with VerifierPool(VerifierConfig(workers=0)) as verifier:
-        stuck = rollouts(verifier, Digits())
-        monkeypatch.setattr(stuck, "advance", lambda: time.sleep(0.05))
-        collector = Collector(stuck, 2, 1, 0, timeout_s=0.5)
-        with collector, pytest.raises(DeadlineError, match="2 of 2 groups did not end"):
-            collector.take(0)
+        stuck, late = rollouts(verifier, Digits()), threading.Event()
+        monkeypatch.setattr(stuck, "advance", lambda: late.wait(30.0))
+        with Collector(stuck, 2, 1, 0, timeout_s=0.2) as collector:
+            with pytest.raises(DeadlineError, match="2 of 2 groups did not end, and the sampler has been silent"):
+                collector.take(0)
+            late.set()
+
+
+def test_a_batch_may_take_longer_than_a_sampler_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        slow = rollouts(verifier, Digits())
+        advance, turns = slow.advance, iter([time.sleep] * 6)
+        # Six steps of nothing before it samples at all.
+        monkeypatch.setattr(slow, "advance", lambda: pause(0.1) if (pause := next(turns, None)) else advance())
+        with Collector(slow, 2, 1, 0, timeout_s=0.4) as collector:
+            assert len(collector.take(0)[0]) == 2
 
 
 def test_an_error_of_the_sampler_reaches_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:

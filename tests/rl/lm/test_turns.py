@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from lockstep.core.trajectory import Problem
+from lockstep.core.trajectory import Problem, Verdict
+from lockstep.envs.lm.player import Player
 from lockstep.envs.lm.task import Episode, EpisodeTask, Turn
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.learn.learner import LearnerConfig
@@ -92,6 +95,74 @@ def _others(tokens: list[int], is_sampled: list[bool]) -> list[list[int]]:
             parts[-1].append(token)
         before = sampled
     return parts
+
+
+class Fragile(Talk):
+    """Raises, hangs, answers nonsense, or works: by its index."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self._index = index
+
+    def start(self) -> Problem:
+        return Problem(index=self._index, messages=(ASKED,))
+
+    def step(self, text: str) -> Turn:
+        if self._index == 0:
+            raise KeyError("no such room")
+        if self._index == 1:
+            time.sleep(30.0)
+        return super().step(text) if self._index == 3 else 0.5  # type: ignore[return-value]
+
+
+class FragileTalks(Talks):
+    def episode(self, index: int) -> Episode:
+        return Fragile(index)
+
+
+def test_an_episode_that_raises_hangs_or_answers_nonsense_ends_without_a_reward() -> None:
+    sizes = ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270, max_context=200)
+    made = build(sizes, ["say a letter"], 1, None)
+    limits = RolloutConfig(groups=4, group_size=1, max_tokens=2, memory_mb=8, max_sequences=8)
+    with (
+        VerifierPool(VerifierConfig(workers=0, timeout_s=0.2)) as verifier,
+        new_sampler(made, limits, None) as (engine, publisher),
+    ):
+        publisher.publish(0)
+        rollouts = Rollouts(engine, FragileTalks(), FragileTalks().problem, verifier, limits, seed=1)
+        scores = [group.trajectories[0].score for group in rollouts.collect(range(4))]
+    raised, hung, nonsense, right = [score for score in scores if score is not None]
+    assert (raised.verdict, hung.verdict, nonsense.verdict) == (Verdict.FAILED, Verdict.TIMED_OUT, Verdict.FAILED)
+    assert "no such room" in raised.detail
+    assert "float; expected a Turn" in nonsense.detail
+    assert right.is_scored
+    assert (verifier.counts[Verdict.FAILED], verifier.counts[Verdict.TIMED_OUT]) == (2, 1)
+
+
+def test_a_turn_costs_a_step_and_a_replay_only_where_the_episode_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped = []
+    step = Talk.step
+    monkeypatch.setattr(Talk, "step", lambda self, text: (stepped.append(text), step(self, text))[1])
+    player = Player(Talks())
+    alike = [
+        player.play(0, ("a",)),
+        player.play(0, ("a",)),
+        player.play(0, ("a", "e")),
+        player.play(0, ("a", "e", "x")),
+    ]
+    assert stepped == ["a", "a", "e", "x"]
+    stepped.clear()
+    assert player.play(0, ("a", "e", "x")) == alike[-1]  # it is over, and forgotten
+    assert stepped == ["a", "e", "x"]
+
+
+def test_the_greedy_baseline_is_greedy_at_every_turn() -> None:
+    task, limits = Talks(), RolloutConfig(group_size=2, greedy_baseline=True)
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        made = build(ModelConfig(width=32, hidden=64, num_layers=1, num_heads=2, vocab_size=270), ["a"], 1, None)
+        with new_sampler(made, limits, None) as (engine, _):
+            rollouts = Rollouts(engine, task, task.problem, verifier, limits, seed=1)
+            assert [rollouts._params(0, index, turn).temperature for index in (1, 2) for turn in (0, 1)] == [1, 1, 0, 0]
 
 
 def test_an_episode_ends_where_the_context_does() -> None:
