@@ -7,6 +7,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Processes side by side share the cores: one thread each, or they wait for one another. Before torch is imported.
@@ -15,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
+gc.disable()
 _TRIED = pytest.StashKey[Counter[str]]()
 
 
@@ -29,8 +31,17 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
     return count
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """What the tests share holds no tests, and imports what most of them never need."""
+    is_shared = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if is_shared and Path(__file__).parent in collection_path.parents else None
+
+
 def pytest_collection_finish() -> None:
+    """Imports and tests make nothing but what stays."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

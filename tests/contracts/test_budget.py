@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,19 +32,29 @@ class Definition(NamedTuple):
     methods: int
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _definitions_in(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """At any depth; no expression is looked into, for none can hold one."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+            yield child
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _definitions_in(child)
+
+
 @cache
 def _definitions() -> list[Definition]:
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [
         Definition(
             f"{path.relative_to(ROOT)}:{node.lineno} {node.name}",
             isinstance(node, ast.ClassDef),
             (node.end_lineno or node.lineno) - node.lineno + 1,
-            sum(isinstance(item, functions) for item in node.body),
+            sum(isinstance(item, FUNCTIONS) for item in node.body),
         )
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (*functions, ast.ClassDef))
+        for node in _definitions_in(ast.parse(path.read_text()))
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from lockstep.interop.onnx_file import export_onnx
 from lockstep.models.graph import save_graph
 from tests.interop.onnx.build import mlp
 
-pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="extra: onnx")
 OBS = BoxSpace((4,), "float32")
 
 

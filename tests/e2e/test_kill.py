@@ -17,8 +17,8 @@ from lockstep.models.control.folder import load_policy
 
 CASES = {
     "ppo-cartpole-zoo": ["--run.total-steps", "32768", "--run.checkpoint-every", "2048", "--run.eval-every", "12000"],
-    "ppo-pendulum": ["--run.total-steps", "32768", "--run.checkpoint-every", "4096", "--normalise-obs"],
-    "dqn-cartpole": ["--run.total-steps", "6000", "--run.checkpoint-every", "500"],
+    "ppo-pendulum": ["--run.total-steps", "20480", "--run.checkpoint-every", "4096", "--normalise-obs"],
+    "dqn-cartpole": ["--run.total-steps", "4000", "--run.checkpoint-every", "500"],
 }
 TIMES = ("wall_s", "steps_per_s", "train_s")
 

@@ -17,7 +17,7 @@ from lockstep.engine.radix import Eviction
 from tests.engine.fake import VOCAB, FakeModel, Oracle, tiny
 
 # The slow suite takes ten thousand and some steps, the fast one a few hundred of each kind.
-SHORT, LONG = 500, 2550
+SHORT, LONG = 300, 2550
 MODES = tuple(PauseMode)
 
 

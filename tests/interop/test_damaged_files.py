@@ -322,7 +322,7 @@ def _run(name: str, num: int, seed: int, folder: Path, timeout: float) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in CONVERTED])
 def test_a_few_damaged_files(name: str, tmp_path: Path) -> None:
-    _run(name, 12, 1, tmp_path, 120)
+    _run(name, 6, 1, tmp_path, 120)
 
 
 NUM_FILES = int(os.environ.get("LOCKSTEP_FUZZ_FILES", "150"))

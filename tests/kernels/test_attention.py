@@ -18,7 +18,7 @@ from lockstep.kernels.attention import KV_DTYPES
 from lockstep.kernels.attention.codes import decode, encode
 from lockstep.kernels.attention.naive import rounded
 
-NUM_CASES = 30
+NUM_CASES = 20
 """Random cases per level and cache dtype, each compared through five schedules."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lockstep import kernels
 from lockstep.core.errors import InputError
 
-NUM_CASES = 100
+NUM_CASES = 50
 """Batches per level, of eight rows each."""
 
 

@@ -86,8 +86,8 @@ def configs(folder: Path, tmp: Path) -> dict[str, tuple[Any, Callable[[Any, Sess
 
 
 NAMES = ("sft", "reward_model", "distill", "dpo", "ipo", "kto", "orpo", "simpo")
-# Three that share no loss stand for all in the fast suite.
-FAST = ("sft", "kto", "dpo")
+# Two that share no loss stand for all in the fast suite.
+FAST = ("sft", "dpo")
 CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
 
 
@@ -126,7 +126,7 @@ def train_until(train: Any, config: Any, session: Session, stop_at: int | None) 
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", "dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "reward_model", "distill"))]
+    "name", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "kto", "reward_model", "distill"))]
 )
 def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
     name: str, model_folder: Path, tmp_path: Path
@@ -155,6 +155,7 @@ def test_an_adapter_learns_in_the_models_stead_and_goes_on_after_a_stop(
     assert not changed & {"embed_tokens", "norm", "input_layernorm", "lm_head"}
 
 
+@pytest.mark.slow
 def test_a_student_takes_the_teachers_distribution(model_folder: Path, tmp_path: Path) -> None:
     config, train = configs(model_folder, tmp_path)["distill"]
     # The pupil is the teacher after other lessons: it starts elsewhere and comes back.

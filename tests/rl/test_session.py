@@ -17,7 +17,7 @@ from lockstep.runs.record import read_run
 TINY = {"total_steps": 2048, "log_every": 256, "final_episodes": 2, "eval_every": 0, "tensorboard": False}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_polite_stop_leaves_a_checkpoint_and_resumes(number: signal.Signals, tmp_path: Path) -> None:
     def stop(step: int, total: int, metrics: object) -> None:
         if step >= 512:

@@ -15,8 +15,13 @@ from lockstep.models.control.actor import Actor
 
 from .conftest import make_policy, serving
 
-triton = pytest.importorskip("tritonclient.http")
+pytestmark = pytest.mark.slow
 OBS = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+
+
+def triton() -> Any:
+    """The package, imported by the first test that uses it."""
+    return pytest.importorskip("tritonclient.http")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def live(folders: dict[str, Path]) -> Iterator[str]:
 
 @pytest.fixture
 def client(live: str) -> Iterator[Any]:
-    with triton.InferenceServerClient(live) as client:
+    with triton().InferenceServerClient(live) as client:
         yield client
 
 
@@ -47,9 +52,9 @@ def test_triton_client_sees_the_server(client: Any) -> None:
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_triton_client_infers(client: Any, binary: bool, compression: str | None) -> None:
-    tensor = triton.InferInput("observation", [3, 4], "FP32")
+    tensor = triton().InferInput("observation", [3, 4], "FP32")
     tensor.set_data_from_numpy(OBS, binary_data=binary)
-    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("action", "logprob", "value")]
+    wanted = [triton().InferRequestedOutput(name, binary_data=binary) for name in ("action", "logprob", "value")]
     reply = client.infer("cart", [tensor], outputs=wanted, request_compression_algorithm=compression, request_id="9")
     expected = Actor(make_policy("cart"), 3, seed=0).act(OBS, deterministic=True)
     assert reply.get_response()["id"] == "9"
@@ -60,7 +65,7 @@ def test_triton_client_infers(client: Any, binary: bool, compression: str | None
 
 def test_triton_client_samples_a_sequence(client: Any) -> None:
     actor = Actor(make_policy("memory"), 1, seed=4)
-    tensor = triton.InferInput("observation", [1, 4], "FP32")
+    tensor = triton().InferInput("observation", [1, 4], "FP32")
     for step in range(4):
         tensor.set_data_from_numpy(OBS[step % 3 : step % 3 + 1])
         reply = client.infer(
@@ -77,9 +82,9 @@ def test_triton_client_samples_a_sequence(client: Any) -> None:
 
 
 def test_triton_client_is_told_what_is_wrong(client: Any) -> None:
-    tensor = triton.InferInput("observation", [1, 3], "FP32")
+    tensor = triton().InferInput("observation", [1, 3], "FP32")
     tensor.set_data_from_numpy(OBS[:1, :3].copy())
-    with pytest.raises(triton.InferenceServerException, match=r"observation: expected shape \[-1, 4\]"):
+    with pytest.raises(triton().InferenceServerException, match=r"observation: expected shape \[-1, 4\]"):
         client.infer("cart", [tensor])
 
 

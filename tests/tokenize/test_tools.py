@@ -145,7 +145,7 @@ def is_subsequence(part: str, whole: str) -> bool:
 
 @pytest.mark.parametrize("name", TOOL_PARSERS)
 def test_cuts_change_nothing_whatever_the_text(name: str) -> None:
-    @settings(max_examples=120, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(texts, st.lists(st.integers(0, 80), max_size=5))
     def check(text: str, cuts: list[int]) -> None:
         whole = run(name, text)
@@ -219,7 +219,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(json_values, st.booleans(), st.sampled_from([None, 1]), st.data())
 def test_scanner_takes_every_json_value_and_no_beginning_of_one(
     value: object, ascii_only: bool, indent: int | None, data: st.DataObject

@@ -57,7 +57,7 @@ def test_native_cartpole_truncates_at_the_registered_limit() -> None:
     assert stepper.env._limit == 500
 
 
-@pytest.mark.parametrize("env_id", sorted(TASKS))
+@pytest.mark.parametrize("env_id", ["Ant-v5", "HalfCheetah-v5", "InvertedPendulum-v5"])
 def test_native_mujoco_equals_gymnasium(env_id: str) -> None:
     pytest.importorskip("mujoco", reason="extra: mujoco")
     sync, native = (

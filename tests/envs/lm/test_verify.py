@@ -138,11 +138,11 @@ class _Interrupted:
 
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
-    [("raise", EnvError, "no file"), ("exit", EnvError, "exit status 4"), ("sleep", TimeoutError, "start_s=2")],
+    [("raise", EnvError, "no file"), ("exit", EnvError, "exit status 4"), ("sleep", TimeoutError, r"start_s=0\.5")],
 )
 def test_a_task_that_cannot_load_is_an_error_not_a_score(kind: str, error: type[Exception], message: str) -> None:
     with (
-        VerifierPool(VerifierConfig(workers=1, start_s=2.0)) as pool,
+        VerifierPool(VerifierConfig(workers=1, start_s=0.5 if kind == "sleep" else 60.0)) as pool,
         pytest.raises(error, match=message),
     ):
         pool.score_all(Stuck(kind), [(Problem(index=0, prompt=""), "")])

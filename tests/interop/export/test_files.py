@@ -15,8 +15,6 @@ from lockstep.interop.export import edge, openvino_file
 from lockstep.models.control.actor import Actor
 from lockstep.models.control.policy import Policy
 
-ALL = ["mlp-discrete", "mlp-start", "multi", "gaussian", "squashed", "deterministic", "q", "q-rainbow", "stack"]
-ALL += ["image", "impala", "lstm", "gru", "masked", "dict"]
 EDGE = {"tflite": (export_litert, edge.LITERT), "pte": (export_executorch, edge.EXECUTORCH)}
 
 
@@ -29,8 +27,7 @@ def need(toolchain: edge.Toolchain) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mlp-normalised", "lstm"], indirect=True)
-@pytest.mark.parametrize("suffix", [".ort", ".xml"])
+@pytest.mark.parametrize(("policy", "suffix"), [("mlp-normalised", ".ort"), ("lstm", ".xml")], indirect=["policy"])
 def test_server_files(policy: Policy, suffix: str, tmp_path: Path) -> None:
     """A dense policy and one with state; what is written is all there is, and says what it is."""
     pytest.importorskip("onnxscript")

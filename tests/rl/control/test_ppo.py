@@ -49,11 +49,11 @@ def run_in(root: Path, config: ppo.PPOConfig) -> tuple[list[dict[str, float]], s
     return metrics_of(directory.path), result.policy.digest()
 
 
-@pytest.mark.parametrize("config", [SMALL, LSTM, PENDULUM], ids=["mlp", "lstm", "continuous"])
-def test_same_seed_same_curve(config: ppo.PPOConfig, tmp_path: Path) -> None:
-    one, two = run_in(tmp_path, config), run_in(tmp_path, config)
+def test_same_seed_same_curve(tmp_path: Path) -> None:
+    """As of the other networks the resumed ones show, below."""
+    one, two = run_in(tmp_path, SMALL), run_in(tmp_path, SMALL)
     assert one == two
-    other = run_in(tmp_path, replace(config, run=replace(config.run, seed=2)))
+    other = run_in(tmp_path, replace(SMALL, run=replace(SMALL.run, seed=2)))
     assert other[1] != one[1]
 
 
@@ -64,7 +64,7 @@ class Killed(Exception):
 @pytest.mark.parametrize(
     ("config", "stop_at"),
     [
-        (SMALL, 300),
+        pytest.param(SMALL, 300, marks=pytest.mark.slow),
         (SMALL, 700),
         *(pytest.param(LSTM, stop, marks=pytest.mark.slow) for stop in (300, 700)),
         (PENDULUM, 700),

@@ -136,6 +136,7 @@ def test_learning_moves_the_policy_and_stays_finite(name: str) -> None:
     assert all(bool(torch.isfinite(p).all()) for p in after.policy.parameters())
 
 
+@pytest.mark.slow
 def test_no_noise_is_left_in_a_trained_noisy_policy() -> None:
     policy = run(*CASES["rainbow"])[0].policy
     features = torch.zeros(1, 4)

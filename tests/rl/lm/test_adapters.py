@@ -49,6 +49,7 @@ def test_only_the_adapter_learns_exactly_and_its_reference_is_the_model_without_
     assert all(float(pair.b.detach().abs().max()) > 0 for pair in adapter)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_adapter_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     wish = config("grpo", **LORA)
     whole, parts = folder(tmp_path / "whole", wish), folder(tmp_path / "parts", wish)
@@ -90,7 +91,10 @@ def test_the_digest_is_of_model_and_adapter_together() -> None:
         assert engine.weights.version == 5
 
 
-@pytest.mark.parametrize(("dtype", "changes"), [("int8", {}), ("int8", LORA), ("int4", {}), ("bf16", {})])
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [("int8", {}), ("int8", LORA), *(pytest.param(dtype, {}, marks=pytest.mark.slow) for dtype in ("int4", "bf16"))],
+)
 def test_quantised_rollouts_are_measured_and_corrected(dtype: str, changes: dict[str, object]) -> None:
     corrected = {"learn__exact": False, "learn__loss__correction__kind": "truncate"}
     _, found = run(config(rollout__dtype=dtype, learn__minibatches=2, **corrected, **changes))

@@ -84,6 +84,7 @@ def test_both_are_evaluated_written_and_chosen(serve: str, tmp_path: Path, capsy
         assert f"{expected:.3f} (95% interval" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_average(tmp_path: Path) -> None:
     wish = config("grpo", **EMA, learner__serve="averaged", adapter__rank=4)
     whole = folder(tmp_path / "whole", wish)

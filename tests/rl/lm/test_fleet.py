@@ -82,6 +82,7 @@ def test_workers_sample_what_the_learners_process_would(
     assert sampled(made, replace(LIMITS, workers=3, **changes)) == here
 
 
+@pytest.mark.slow
 def test_turns_of_an_episode_stay_where_its_tokens_are_known(threads: None) -> None:
     (here, rollouts), (apart, others) = (collect(400, workers) for workers in (0, 2))
     assert apart == here
@@ -89,7 +90,9 @@ def test_turns_of_an_episode_stay_where_its_tokens_are_known(threads: None) -> N
     assert others.stats.num_cached == rollouts.stats.num_cached > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapter__rank": 4, "learner__optimiser__lr": 0.02}])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"adapter__rank": 4, "learner__optimiser__lr": 0.02}, marks=pytest.mark.slow)]
+)
 def test_a_run_with_workers_is_the_run_without(threads: None, changes: dict[str, Any]) -> None:
     small = {"run__total_steps": 2, "start__steps": 1, "evaluation__problems": 2, **changes}
     _, here = run(config(**small))
@@ -98,6 +101,7 @@ def test_a_run_with_workers_is_the_run_without(threads: None, changes: dict[str,
     assert [line["mismatch_max"] for _, line in apart if "mismatch_max" in line] == [0.0] * len(apart)
 
 
+@pytest.mark.slow
 def test_workers_keep_the_bound_of_staleness(threads: None) -> None:
     _, found = run(config("cispo", staleness=1, rollout__workers=2, start__steps=0, evaluation__problems=2))
     assert max(line["behind"] for _, line in found) == 1.0
@@ -128,6 +132,7 @@ def test_a_lost_worker_is_told_and_counted(tmp_path: Path, threads: None, monkey
     assert text.startswith("rollout worker")
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_answering_is_replaced(
     made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +173,7 @@ def test_a_request_that_kills_its_workers_ends_the_run(
         sampled(made, replace(LIMITS, workers=2))
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_or_serve_says_why(
     made: TrainedModel, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +241,7 @@ def test_threads_are_used_once(threads: int, workers: int, staleness: int, learn
         assert share.learner + share.worker * max(workers, 1) == threads
 
 
+@pytest.mark.slow
 def test_the_learner_keeps_to_its_share_and_workers_to_theirs(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
     monkeypatch.setattr(kernels, "set_num_threads", lambda num: told.append((threading.current_thread().name, num)))

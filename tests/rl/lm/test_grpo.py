@@ -73,7 +73,7 @@ def test_a_bound_of_zero_in_its_own_thread_is_the_synchronous_loop(monkeypatch: 
     assert threaded == inline
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_no_token_is_older_than_the_bound_and_sampling_is_timed(tmp_path: Path, staleness: int) -> None:
     wish = config("cispo", staleness=staleness, run__total_steps=6)
     with folder(tmp_path, wish) as directory:

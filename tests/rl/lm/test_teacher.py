@@ -132,6 +132,7 @@ def test_a_student_samples_and_learns_exactly_and_its_teacher_is_scored(taught: 
     assert json.loads((made.path / "model/config.json").read_text())["hidden_size"] == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -146,6 +147,7 @@ def test_what_the_loop_can_a_student_can(taught: Path, changes: dict[str, Any]) 
     assert [line["divergence"] > 0 for _, line in found] == [True] * 2
 
 
+@pytest.mark.slow
 def test_a_stopped_student_goes_on_as_if_it_had_not_and_with_no_other_teacher(taught: Path, tmp_path: Path) -> None:
     wish = pupil(taught, teacher__references=1)
     whole = folder(tmp_path / "whole", wish)

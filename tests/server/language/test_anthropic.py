@@ -10,6 +10,8 @@ import pytest
 
 from tests.server.language.tiny import LiveServer
 
+pytestmark = pytest.mark.slow
+
 
 def anthropic() -> Any:
     """The package, imported by the first test that uses it: the other process of the suite never needs its seconds."""

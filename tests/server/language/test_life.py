@@ -279,7 +279,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(changes=st.dictionaries(NAMES, JSON, max_size=3))
 def test_no_body_makes_a_server_error(http: httpx.Client, route: str, changes: dict[str, Any]) -> None:
     content = json.dumps(GOOD | changes)
@@ -348,7 +348,7 @@ def _changed(data: st.DataObject, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("route", sorted(RICH))
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), stream=st.booleans())
 def test_no_change_of_a_rich_body_makes_a_server_error(http: httpx.Client, route: str, data: Any, stream: bool) -> None:
     body = _changed(data, RICH[route])
