@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node as TracedNode
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from lockstep.core.errors import FormatError
 from lockstep.interop.loops import OPERATOR, Body, recording
@@ -106,6 +105,8 @@ def _check_free(
 ) -> None:
     """The tracer takes a free dimension for the example's size where the module asks for that size, and says nothing. It also
     does so with the steps of a fused recurrence, which stays one node that runs at any length."""
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy: seconds that most never need
+
     found = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     given = (found[name] for name in program.graph_signature.user_inputs if isinstance(name, str))
     for (name, shape), value in zip(inputs.items(), given, strict=True):

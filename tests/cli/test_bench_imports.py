@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lockstep.cli.main import main
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
 
@@ -52,7 +53,7 @@ def test_another_output_or_a_damaged_file_fails(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("mlp.json", "mlp.pdiparams", "mlp.pdparams"):
         shutil.copy(FILES / "paddle" / name, folder / name)
-    stored = dict(np.load(FILES / "paddle" / "mlp_io.npz"))
+    stored = arrays(FILES / "paddle" / "mlp_io.npz")
     np.savez(folder / "mlp_io.npz", **{**stored, "y1": stored["y1"] * 1.001})
     (folder / "mlp.pdparams").write_bytes(b"damaged")
     status, rows = _run(tmp_path, "paddle/mlp.", tmp_path / "rows.json")

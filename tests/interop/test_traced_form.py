@@ -15,6 +15,7 @@ from lockstep.interop.readers import format_of, load
 from lockstep.interop.traced import trace
 from lockstep.models.graph.folder import load_graph, save_graph
 from lockstep.models.graph.graph import About
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[1] / "fixtures" / "frameworks"
 # File -> (stored input, stored outputs, axis of the rows, options, number of weights).
@@ -37,7 +38,7 @@ def test_the_graph_equals_the_framework(name: str, tmp_path: Path) -> None:
     source, outputs, axis, options, num_weights = CASES[name]
     path = FILES / name
     assert format_of(path) == name.split("/")[0]
-    stored = np.load(path.parent / f"{path.name.split('.')[0].split('-')[0]}_io.npz")
+    stored = arrays(path.parent / f"{path.name.split('.')[0].split('-')[0]}_io.npz")
     module = load(path, **options)
     x = torch.from_numpy(stored[source])
     save_graph(module, tmp_path / "folder")
@@ -59,7 +60,7 @@ def test_the_graph_equals_the_framework(name: str, tmp_path: Path) -> None:
 
 
 def test_a_recurrence_keeps_its_free_length() -> None:
-    stored = np.load(FILES / "mxnet" / "gru_io.npz")
+    stored = arrays(FILES / "mxnet" / "gru_io.npz")
     module = load(FILES / "mxnet" / "gru-0000.params")
     assert module.graph.about.time_axis == 0
     value = module(torch.from_numpy(stored["x"][:2]))[0]
@@ -70,7 +71,7 @@ def test_a_recurrence_keeps_its_free_length() -> None:
 @pytest.mark.parametrize("name", ["caffe/lstm.prototxt", "cntk/lstm.model"])
 def test_a_loop_of_an_old_framework_is_one_scan_of_free_length_that_a_policy_steps_through(name: str) -> None:
     """The stored outputs whole, cut short, and with the state carried from step to step."""
-    stored = np.load(FILES / f"{name.split('.')[0]}_io.npz")
+    stored = arrays(FILES / f"{name.split('.')[0]}_io.npz")
     module = load(FILES / name)
     assert [node.op for node in module.graph.walk()].count("Scan") == 1
     axis = 0 if name.startswith("caffe") else 1
@@ -92,7 +93,7 @@ def test_a_loop_of_an_old_framework_is_one_scan_of_free_length_that_a_policy_ste
 
 
 def test_what_stands_before_softmax_output_is_a_policys_logits() -> None:
-    stored = np.load(FILES / "mxnet" / "symmlp_io.npz")
+    stored = arrays(FILES / "mxnet" / "symmlp_io.npz")
     x = torch.from_numpy(stored["x"])
     policy = policy_from(
         load(FILES / "mxnet" / "symmlp-symbol.json"), BoxSpace((8,), "float32"), DiscreteSpace(4), outputs="logits"

@@ -16,12 +16,13 @@ def poisoned_allocations() -> Iterator[None]:
     torch.set_num_threads(1)
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    # In this mode torch fills what torch.empty returns with NaN.
-    torch.use_deterministic_algorithms(True)
+    # In this mode torch fills what torch.empty returns with NaN. Its public name would tell the compiler too, and import
+    # it: seconds.
+    torch._C._set_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(deterministic)
+    torch._C._set_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_num_threads(before)
 

@@ -17,8 +17,6 @@ from lockstep.models.dict_source import DictSource
 from lockstep.models.families import load_model
 from lockstep.models.language import LanguageModel
 
-transformers = pytest.importorskip("transformers")
-
 SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -63,6 +61,7 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         if key not in made:
             torch.manual_seed(7)
             given = {name: value for name, value in (SIZES | changes).items() if value is not ...}
+            transformers = pytest.importorskip("transformers")
             config = getattr(transformers, f"{kind}Config")(**given)
             reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
             with torch.no_grad():

@@ -9,8 +9,6 @@ import torch
 
 from lockstep.layers.rotary import RopeConfig, frequencies
 
-transformers = pytest.importorskip("transformers")
-
 CASES: list[tuple[dict[str, Any], int, int]] = [
     ({"rope_type": "linear", "factor": 4.0}, 64, 4096),
     ({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 64, 131072),
@@ -31,6 +29,7 @@ def test_frequencies(parameters: dict[str, Any], head_dim: int, max_position: in
         parameters["short_factor"] = [1.0 + 0.1 * pair for pair in range(head_dim // 2)]
         parameters["long_factor"] = [2.0 + 0.7 * pair for pair in range(head_dim // 2)]
     ours = RopeConfig.read(parameters, theta=1e4, max_position=max_position)
+    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,

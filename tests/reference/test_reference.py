@@ -13,6 +13,7 @@ import torch
 
 from lockstep.core.errors import FormatError
 from lockstep.interop.readers import load
+from tests.interop.stored import arrays
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = {
@@ -54,7 +55,7 @@ def check(case: dict[str, object], folder: Path) -> float:
     """Largest error relative to the largest value of its output: three batches, and two lengths where it has steps."""
     paths = {key: str(folder / name) for key, name in case.get("paths", {}).items()}
     module = load(folder / str(case["file"]), **case.get("options", {}), **paths)
-    stored = dict(np.load(folder / str(case["io"])))
+    stored = arrays(folder / str(case["io"]))
     x, axis, steps = stored["x"], case.get("axis") or 0, case.get("steps")
     wanted = [stored[key] for key in sorted(stored) if key.startswith("y")]
     parts = [(axis, num) for num in (1, 2, x.shape[axis])]

@@ -13,6 +13,7 @@ from lockstep.interop.caffe.graph import CaffeNetwork, load_caffe
 from lockstep.interop.caffe.reader import net_from_message, read_net, read_weights
 from lockstep.interop.caffe.text import parse_text
 from lockstep.interop.caffe.writer import save_caffemodel
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "caffe"
 
@@ -27,9 +28,9 @@ def _relative(got: torch.Tensor, expected: np.ndarray) -> float:
 def test_every_blob_equals_caffes(weights: str) -> None:
     name = weights.split(".")[0]
     net = load_caffe(FILES / f"{name}.prototxt", FILES / weights)
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     blobs = net.compute({key: torch.from_numpy(stored[key]) for key in net.input_names})
-    compared = [key for key in blobs if key in stored.files]
+    compared = [key for key in blobs if key in stored]
     assert set(net.output_names) <= set(compared)
     for key in compared:
         assert _relative(blobs[key], stored[key]) <= 1e-5, key
@@ -39,7 +40,7 @@ def test_every_blob_equals_caffes(weights: str) -> None:
 def test_batch_size_is_free(name: str) -> None:
     """Rows (streams of the LSTM) one at a time, and doubled, give what the stored batch gave."""
     net = load_caffe(FILES / f"{name}.prototxt", FILES / f"{name}.caffemodel")
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     axis = 1 if name == "lstm" else 0
     inputs = [torch.from_numpy(stored[key]) for key in net.input_names]
     ones = net(*(x.narrow(axis, 1, 1) for x in inputs))
@@ -52,7 +53,7 @@ def test_batch_size_is_free(name: str) -> None:
 
 def test_sequence_length_is_free_and_cont_restarts() -> None:
     net = load_caffe(FILES / "lstm.prototxt", FILES / "lstm.caffemodel")
-    stored = np.load(FILES / "lstm_io.npz")
+    stored = arrays(FILES / "lstm_io.npz")
     obs, cont = torch.from_numpy(stored["obs"]), torch.from_numpy(stored["cont"])
     logits, _ = net(obs[:2], cont[:2])
     assert _relative(logits, stored["logits"][:2]) <= 1e-5
@@ -67,7 +68,7 @@ def test_sequence_length_is_free_and_cont_restarts() -> None:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm"])
 def test_gradient_reaches_every_weight(name: str) -> None:
     net = load_caffe(FILES / f"{name}.prototxt", FILES / f"{name}.caffemodel")
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     blobs = net.compute({key: torch.from_numpy(stored[key]) for key in net.input_names})
     sum(value.square().sum() for value in blobs.values()).backward()
     gradients = {key: parameter.grad for key, parameter in net.named_parameters()}

@@ -10,8 +10,8 @@ import torch
 
 from lockstep.interop.caffe.graph import load_caffe
 from lockstep.interop.caffe.writer import save_caffemodel
+from tests.interop.stored import arrays
 
-cv2 = pytest.importorskip("cv2")
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "caffe"
 GAUSSIAN = 'weight_filler { type: "gaussian" std: 0.3 } bias_filler { type: "gaussian" std: 0.3 }'
 _CONV = f"convolution_param {{ num_output: 4 %s {GAUSSIAN} }}"
@@ -55,7 +55,7 @@ LAYERS: dict[str, tuple[str, str, tuple[int, ...]]] = {
 
 
 def _judge(prototxt: Path, weights: Path, x: np.ndarray) -> np.ndarray:
-    net = cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
+    net = pytest.importorskip("cv2").dnn.readNetFromCaffe(str(prototxt), str(weights))
     net.setInput(x, "x")
     return net.forward("y")
 
@@ -114,8 +114,9 @@ def test_batch_norm_divides_by_its_third_blob(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_the_real_files(name: str) -> None:
-    net = cv2.dnn.readNetFromCaffe(str(FILES / f"{name}.prototxt"), str(FILES / f"{name}.caffemodel"))
-    stored = np.load(FILES / f"{name}_io.npz")
+    reader = pytest.importorskip("cv2").dnn
+    net = reader.readNetFromCaffe(str(FILES / f"{name}.prototxt"), str(FILES / f"{name}.caffemodel"))
+    stored = arrays(FILES / f"{name}_io.npz")
     net.setInput(stored["obs"], "obs")
     ours = load_caffe(FILES / f"{name}.prototxt", FILES / f"{name}.caffemodel")
     got = dict(zip(ours.output_names, ours(torch.from_numpy(stored["obs"])), strict=True))

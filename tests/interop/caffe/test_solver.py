@@ -15,6 +15,7 @@ from lockstep.interop.caffe.reader import net_from_message, read_weights
 from lockstep.interop.caffe.solver import SolverConfig, SolverOptimiser, learning_rate, read_solver
 from lockstep.interop.caffe.text import parse_text
 from lockstep.interop.caffe.writer import read_state, save_state
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "caffe"
 # What the records were made with, found from them: losses of every step fix the rate, momentum and multipliers.
@@ -48,7 +49,7 @@ def _net() -> CaffeNetwork:
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "RMSProp"])
 def test_follows_the_real_solver_for_20_steps(kind: str, tmp_path: Path) -> None:
-    stored = np.load(FILES / f"solv_{kind}.npz")
+    stored = arrays(FILES / f"solv_{kind}.npz")
     net = _net()
     for index, item in enumerate(net.learnables()):
         item.parameter.data.copy_(torch.from_numpy(stored[f"a{index}"]))

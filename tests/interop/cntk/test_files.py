@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from lockstep.core.errors import FormatError, InputError
 from lockstep.interop.cntk.graph import CNTKNetwork, load_cntk
 from lockstep.interop.cntk.reader import read_model
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "cntk"
 NETS = ("mlp", "cnn", "lstm", "gru", "sparse")
@@ -29,7 +30,7 @@ def _relative(got: torch.Tensor, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", NETS)
 def test_outputs_equal_cntks_and_every_weight_learns(name: str) -> None:
     net = load_cntk(FILES / f"{name}.model")
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     x = torch.from_numpy(stored["x"])
     outputs = _outputs(net, x)
     for rows, got in (
@@ -49,7 +50,7 @@ def test_outputs_equal_cntks_and_every_weight_learns(name: str) -> None:
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_ragged_batches_equal_each_sequence_alone(name: str) -> None:
     net = load_cntk(FILES / f"{name}.model")
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     x = torch.from_numpy(stored["x"])
     ragged = [x[0, :2], x[1], x[2, :4]]
     logits, values = net(ragged)
@@ -63,7 +64,7 @@ def test_ragged_batches_equal_each_sequence_alone(name: str) -> None:
 
 def test_sparse_inputs_in_three_forms() -> None:
     net = load_cntk(FILES / "sparse.model")
-    stored = np.load(FILES / "sparse_io.npz")
+    stored = arrays(FILES / "sparse_io.npz")
     index = torch.from_numpy(stored["x"])
     hot = torch.nn.functional.one_hot(index, 50).float()
     for form in (index, hot, hot.to_sparse()):

@@ -21,6 +21,7 @@ from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.hdf5 import longest_text
 from lockstep.interop.keras import read_keras, save_keras
 from lockstep.interop.readers import format_of, load
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
 CASES: dict[str, dict[str, object]] = {
@@ -52,7 +53,7 @@ def _outputs(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 def test_equals_keras_at_three_batch_sizes_and_trains_every_weight(name: str, tmp_path: Path) -> None:
     assert format_of(FILES / name) == "keras"
     module = load(FILES / name, **CASES[name])
-    stored = np.load(FILES / f"{name.split('.')[0]}_io.npz")
+    stored = arrays(FILES / f"{name.split('.')[0]}_io.npz")
     keys = [key for key in ("y0", "y1") if key in stored]
     x = torch.from_numpy(stored["x"])
     for num in (1, 2, len(x)):
@@ -110,7 +111,7 @@ def test_a_text_longer_than_the_file_is_refused_before_memory_is_taken(tmp_path:
 
 def test_weights_of_keras_rl_are_a_policy_with_their_configuration_or_an_activation(tmp_path: Path) -> None:
     path, config = FILES / "keras2" / "krl_dqn.h5f", FILES / "keras2" / "krl_dqn.json"
-    stored = np.load(FILES / "keras2" / "krl_dqn_io.npz")
+    stored = arrays(FILES / "keras2" / "krl_dqn_io.npz")
     chain = load(path, activation="relu")
     assert np.abs(chain(torch.from_numpy(stored["x"][:, 0])).detach().numpy() - stored["y0"]).max() <= 1e-5
     for network in (chain, load(path, config=config)):
@@ -140,7 +141,7 @@ def test_weights_of_keras_rl_are_a_policy_with_their_configuration_or_an_activat
 def test_a_checkpoint_under_the_name_of_a_weights_file() -> None:
     """tf.keras of TensorFlow 2 writes `save_weights("name.h5f")` as a checkpoint, optimiser and all."""
     path, config = FILES / "keras2" / "k2ckpt.h5f", FILES / "keras2" / "k2ckpt.json"
-    stored = np.load(FILES / "keras2" / "k2ckpt_io.npz")
+    stored = arrays(FILES / "keras2" / "k2ckpt_io.npz")
     with pytest.raises(FormatError, match=r"does not exist; k2ckpt\.h5f\.index does: .*give .*k2ckpt\.h5f\.index"):
         load(path)
     index = path.with_name("k2ckpt.h5f.index")

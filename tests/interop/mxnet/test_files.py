@@ -14,6 +14,7 @@ from lockstep.core.errors import FormatError, InputError
 from lockstep.interop.mxnet.arrays import reshape_codes
 from lockstep.interop.mxnet.graph import MXNetNetwork, load_mxnet
 from lockstep.interop.mxnet.reader import Params, read_params, read_symbol
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "mxnet"
 NETS = {"mlp": "0000", "cnn": "0000", "lstm": "0000", "gru": "0000", "symmlp": "0001"}
@@ -35,7 +36,7 @@ def _relative(got: torch.Tensor, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", list(NETS))
 def test_outputs_equal_mxnets_and_every_weight_learns(name: str) -> None:
     net = _load(name)
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     x = torch.from_numpy(stored["x"])
     axis = 1 if name in ("lstm", "gru") else 0
     outputs = _outputs(net, x)
@@ -62,7 +63,7 @@ def test_outputs_equal_mxnets_and_every_weight_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_sequence_length_is_free(name: str) -> None:
-    stored = np.load(FILES / f"{name}_io.npz")
+    stored = arrays(FILES / f"{name}_io.npz")
     for index, output in enumerate(_outputs(_load(name), torch.from_numpy(stored["x"][:2]))):
         assert _relative(output, stored[f"y{index}"][:2]) <= 1e-5
 
@@ -79,7 +80,7 @@ def test_attributes_of_older_files(key: str, tmp_path: Path) -> None:
     content = {"nodes": content["nodes"], "arg_nodes": content["arg_nodes"], "heads": [[9, 0]]}
     (tmp_path / "old-symbol.json").write_text(json.dumps(content))
     net = load_mxnet(tmp_path / "old-symbol.json", FILES / "symmlp-0001.params")
-    stored = np.load(FILES / "symmlp_io.npz")
+    stored = arrays(FILES / "symmlp_io.npz")
     assert net.input_names == ("data",)
     assert _relative(net(torch.from_numpy(stored["x"])), stored["y0"]) <= 1e-5
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
-import onnxruntime
 
 from lockstep.api import policy_from
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.onnx import read_onnx, save_onnx
+from tests.interop.stored import arrays
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "frameworks"
 TOLERANCE = 1e-5
@@ -59,7 +57,7 @@ def relative(got: np.ndarray, want: np.ndarray) -> float:
 
 def stored(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """(input, outputs in order) of the framework."""
-    data = np.load(FIXTURES / f"{FILES[name]}_io.npz")
+    data = arrays(FIXTURES / f"{FILES[name]}_io.npz")
     return data["x"], [data[key] for key in sorted(data) if key not in ("x", "a")]
 
 
@@ -103,7 +101,7 @@ def test_two_sequence_lengths(name: str) -> None:
 @pytest.mark.parametrize("name", CNTK)
 def test_cntk_exports_equal_onnx_runtime(name: str) -> None:
     path = FIXTURES / f"cntk/{name}.onnx"
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (port,) = session.get_inputs()
     rng = np.random.default_rng(0)
     x = rng.normal(size=[n if isinstance(n, int) else 2 for n in port.shape]).astype(np.float32)
@@ -180,7 +178,9 @@ def test_tuned_weights_in_the_original_graph_agree_in_onnx_runtime(name: str, tm
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.02)
     save_onnx(module, tmp_path / "tuned.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "tuned.onnx"), providers=["CPUExecutionProvider"])
+    session = pytest.importorskip("onnxruntime").InferenceSession(
+        str(tmp_path / "tuned.onnx"), providers=["CPUExecutionProvider"]
+    )
     x = stored(name)[0]
     wanted = session.run(None, {session.get_inputs()[0].name: x})
     for got, want in zip(outputs(module, x), wanted, strict=True):
@@ -189,7 +189,7 @@ def test_tuned_weights_in_the_original_graph_agree_in_onnx_runtime(name: str, tm
 
 def test_a_file_that_yields_the_best_action_is_a_policy_by_what_it_chose_from() -> None:
     module = read_onnx(FIXTURES / "keras2/dqn_policy.onnx")
-    data = np.load(FIXTURES / "keras2/dqn_io.npz")
+    data = arrays(FIXTURES / "keras2/dqn_io.npz")
     x = torch.from_numpy(data["x"])
     unused = {port.name: torch.zeros(len(x)) for port in module.graph.inputs}
     assert module.run({**unused, "0/observation": x})["action"].tolist() == data["a"].tolist()

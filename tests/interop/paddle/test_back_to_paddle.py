@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 
 from lockstep.interop.onnx import save_onnx
 from lockstep.interop.readers import load
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "paddle"
 PYTHON = os.environ.get("LOCKSTEP_X2PADDLE_PYTHON", "")
@@ -40,7 +41,7 @@ NETS = ("cnn", "lstm")
 def test_tuned_weights_go_back_to_paddle_through_x2paddle(tmp_path: Path) -> None:
     rng, wanted = torch.Generator().manual_seed(0), {}
     for name in NETS:
-        module, x = load(FILES / f"{name}_pexport.onnx"), np.load(FILES / f"{name}_io.npz")["x"]
+        module, x = load(FILES / f"{name}_pexport.onnx"), arrays(FILES / f"{name}_io.npz")["x"]
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.02)
@@ -52,8 +53,8 @@ def test_tuned_weights_go_back_to_paddle_through_x2paddle(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=clean, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in NETS:
-        found = np.load(tmp_path / f"{name}.npz")
-        original = np.load(FILES / f"{name}_io.npz")["y0"]
+        found = arrays(tmp_path / f"{name}.npz")
+        original = arrays(FILES / f"{name}_io.npz")["y0"]
         for got, want in zip(found.values(), wanted[name], strict=True):
             assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
         assert np.abs(found["arr_2"] - original).max() > 1e-4  # they are the tuned ones

@@ -11,6 +11,7 @@ import torch
 from lockstep.core.errors import FormatError
 from lockstep.interop.paddle.weights import read_pdparams
 from lockstep.interop.readers import format_of, load
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "paddle"
 # File -> (stored outputs, options, number of weights).
@@ -30,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, object], int]] = {
 def test_equals_paddle_at_three_batch_sizes_and_trains_every_weight(name: str) -> None:
     io, options, num_weights = CASES[name]
     assert format_of(FILES / name) == "paddle"
-    module, stored = load(FILES / name, **options), dict(np.load(FILES / f"{io}_io.npz"))
+    module, stored = load(FILES / name, **options), arrays(FILES / f"{io}_io.npz")
     x = torch.from_numpy(stored["x"])
     for num in (1, 2, 3):
         for got, key in zip(module(x[:num]), ("y0", "y1"), strict=True):

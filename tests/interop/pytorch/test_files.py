@@ -18,6 +18,7 @@ from lockstep.interop.pickles import load_pickle
 from lockstep.interop.pytorch import read_state
 from lockstep.interop.readers import format_of, load
 from lockstep.models.graph import GraphModule
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
 TOLERANCE = 1e-5
@@ -45,7 +46,7 @@ WORDS = {"logits": "actor", "value": "critic"}
 
 
 def _stored(name: str) -> dict[str, np.ndarray]:
-    return dict(np.load(FILES / f"{name.rsplit('.', 1)[0]}_io.npz"))
+    return arrays(FILES / f"{name.rsplit('.', 1)[0]}_io.npz")
 
 
 def _output(module: GraphModule, x: np.ndarray, key: str) -> np.ndarray:

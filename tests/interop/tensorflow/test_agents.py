@@ -13,6 +13,7 @@ from lockstep.api import policy_from
 from lockstep.core.errors import FormatError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.readers import load
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks" / "tfagents"
 # Folder -> (options, head, outputs).
@@ -29,7 +30,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str]]] = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_tf_agents_and_trains_every_weight(name: str) -> None:
     options, head, outputs = CASES[name]
-    module, stored = load(FILES / name, **options), np.load(FILES / f"{name}_io.npz")
+    module, stored = load(FILES / name, **options), arrays(FILES / f"{name}_io.npz")
     assert module.graph.about.head == head
     assert [port.name for port in module.graph.outputs] == outputs
     x = torch.from_numpy(stored["x"])

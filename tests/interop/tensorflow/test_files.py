@@ -14,6 +14,7 @@ from lockstep.core.errors import FormatError, MissingExtraError
 from lockstep.core.spaces import BoxSpace, DiscreteSpace
 from lockstep.interop.readers import format_of, load
 from lockstep.interop.tensorflow import read_checkpoint
+from tests.interop.stored import arrays
 
 FILES = Path(__file__).resolve().parents[2] / "fixtures" / "frameworks"
 ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -21,7 +22,7 @@ ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 def test_a_checkpoint_of_tf1_gives_what_its_graph_computed() -> None:
     w = read_checkpoint(FILES / "tf" / "tf1_model.ckpt.index")
-    stored = np.load(FILES / "tf" / "tf1_io.npz")
+    stored = arrays(FILES / "tf" / "tf1_io.npz")
     assert {name: tuple(t.shape) for name, t in w.items()} == {"pi/b": (32,), "pi/w": (11, 32), "pi/w2": (32, 3)}
     hidden = torch.tanh(torch.from_numpy(stored["x"]) @ w["pi/w"] + w["pi/b"])
     assert np.abs((hidden @ w["pi/w2"]).numpy() - stored["y0"]).max() <= 1e-6
@@ -29,7 +30,7 @@ def test_a_checkpoint_of_tf1_gives_what_its_graph_computed() -> None:
 
 def test_a_checkpoint_of_tf2_gives_what_its_model_computed() -> None:
     w = {name.removesuffix(ENDING)[6:]: t for name, t in read_checkpoint(FILES / "tf" / "raw_ckpt").items()}
-    stored = np.load(FILES / "tf" / "raw_io.npz")
+    stored = arrays(FILES / "tf" / "raw_io.npz")
     x = torch.from_numpy(stored["x"]).permute(0, 3, 1, 2)
     # Padding SAME: 84 / 4 = 21 needs 4 more, 21 / 2 = 11 needs 3 more.
     for kernel, bias, stride, pads in (("c1", "b1", 4, (2, 2, 2, 2)), ("c2", "b2", 2, (1, 2, 1, 2))):
@@ -41,7 +42,7 @@ def test_a_checkpoint_of_tf2_gives_what_its_model_computed() -> None:
 
 def test_a_policy_of_tf_agents_is_read_and_trains() -> None:
     path = FILES / "keras2" / "dqn_policy"
-    stored = np.load(FILES / "keras2" / "dqn_io.npz")
+    stored = arrays(FILES / "keras2" / "dqn_io.npz")
     assert format_of(path) == "tf"
     module, x = load(path), torch.from_numpy(stored["x"])
     for num in (1, 2, 5):
@@ -78,6 +79,6 @@ def test_a_graph_asks_for_an_interpreter_with_the_converter(monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.skipif("LOCKSTEP_TENSORFLOW_PYTHON" not in os.environ, reason="no interpreter with tf2onnx is named")
 def test_a_frozen_graph_through_its_converter() -> None:
-    stored = np.load(FILES / "tf" / "tf1_io.npz")
+    stored = arrays(FILES / "tf" / "tf1_io.npz")
     module = load(FILES / "tf" / "tf1_frozen.pb")
     assert np.abs(module(torch.from_numpy(stored["x"])).detach().numpy() - stored["y0"]).max() <= 1e-5

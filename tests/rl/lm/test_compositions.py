@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -19,7 +20,7 @@ from lockstep.rl.lm.grpo import GRPOConfig, train
 from lockstep.rl.lm.rollout import RolloutConfig
 from lockstep.runs.sink import MemorySink
 
-pytest.importorskip("reasoning_gym")
+pytestmark = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="extra: reasoning")
 
 
 def run(name: str, **rollout: object) -> MemorySink:
