@@ -20,6 +20,7 @@ CASES: list[tuple[dict[str, Any], int, int]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parameters", "head_dim", "max_position"), CASES)
 def test_frequencies(parameters: dict[str, Any], head_dim: int, max_position: int) -> None:
     parameters = {"rope_theta": 500_000.0, **parameters}

@@ -18,6 +18,7 @@ from lockstep.interop.gguf.naming import FAMILIES, deinterleave, interleave, mat
 from lockstep.interop.gguf.rope_scaling import llama3_factors, llama3_parameters
 from lockstep.interop.hf import HFFolder, save_folder
 
+pytestmark = pytest.mark.slow  # `transformers` alone takes seconds to import
 Tiny = Callable[[str], tuple[Path, torch.Tensor]]
 
 NAMES = [
