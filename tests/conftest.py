@@ -45,6 +45,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    # pytest looks for garbage five times at the end: once is through all that the session has brought.
+    gc.collect()
+    gc.freeze()
     if "PYTEST_XDIST_WORKER" in os.environ:
         session.config.workeroutput["tried"] = dict(session.config.stash.get(_TRIED, {}))  # type: ignore[attr-defined]
 
