@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import threading
@@ -383,6 +384,8 @@ def polite_stop(session: Session | language.Session) -> Iterator[None]:
         if session.stop_requested:
             raise KeyboardInterrupt
         session.stop_requested = True
+        if os.isatty(2):  # not through a stream, which the signal may have interrupted
+            os.write(2, b"\nstops when this update is done; once more stops at once\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

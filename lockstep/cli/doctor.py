@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,21 @@ from typing import Annotated, Any
 
 import tyro
 
+from lockstep.cli.train import overridden
 from lockstep.core.errors import ConfigError, EnvError, LockstepError
 from lockstep.core.spaces import space_to_json
 from lockstep.envs.control.config import EnvConfig
 from lockstep.envs.control.doctor import DoctorReport, diagnose
 from lockstep.envs.lm import doctor as task_doctor
 from lockstep.envs.lm.find import find_task, names_task
+from lockstep.envs.lm.games import TextEnv
+from lockstep.envs.lm.make import make_tasks
 from lockstep.envs.lm.records import find_object
 from lockstep.envs.lm.task import EpisodeTask, Task
+from lockstep.envs.lm.verify import VerifierConfig
 from lockstep.recipes import RECIPES, recipe
-from lockstep.rl.algorithms import train_function
+from lockstep.rl.algorithms import is_language, train_function, validated
+from lockstep.rl.lm.grpo import GRPOConfig
 from lockstep.rl.session import Session
 
 REPLAY_ROWS = 20_000
@@ -33,13 +39,22 @@ class DoctorArgs:
     recipe also measure the learner and predict the wall time."""
 
     subject: Annotated[str, tyro.conf.Positional]
-    """Environment id, name of a recipe, language task (reasoning_gym:NAME, FILE.jsonl), or import path of either."""
+    """Environment id, name of a recipe, language task (reasoning_gym:NAME, FILE.jsonl), or import path of either. After a
+    language model's recipe come the overrides that `lockstep train RECIPE` takes, such as --task.name."""
     num_envs: int = 0
     """Copies stepped together (0: the recipe's, or 8)."""
     seconds: float = 1.0
     """Time spent on measuring each form of the environment, and on the learner (seconds)."""
     json: Path | None = None
     """Also write the findings and figures to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Where the findings go."""
+
+    json: Path | None = None
+    """Also write the findings to this file."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +86,11 @@ class Prediction:
 
 
 def main(args: Sequence[str]) -> int:
+    if args and args[0] in RECIPES and is_language(recipe(args[0])):
+        return _look_at_recipe(args[0], args[1:])
     wish = tyro.cli(DoctorArgs, args=list(args), prog="lockstep doctor")
     if _is_task(wish.subject):
-        return _look_at_task(wish)
+        return _look_at_task(find_task(wish.subject), None, wish.json)
     config = recipe(wish.subject) if wish.subject in RECIPES else None
     env = EnvConfig(id=wish.subject) if config is None else config.env
     env = replace(env, num_envs=wish.num_envs) if wish.num_envs else env
@@ -87,7 +104,7 @@ def main(args: Sequence[str]) -> int:
             document["recipe"] = asdict(prediction)
         except LockstepError as error:
             print(f"\nRecipe {wish.subject}: the learner was not measured: {error}")
-    _write_json(wish, document)
+    _write_json(wish.json, document)
     return 1 if any(finding.level == "problem" for finding in report.findings) else 0
 
 
@@ -100,26 +117,40 @@ def _is_task(subject: str) -> bool:
         found = find_object(subject, "import path")
     except ConfigError:
         return False  # the environments' own error says more
-    kinds = (Task, EpisodeTask)
-    return isinstance(found, kinds) or (isinstance(found, type) and issubclass(found, kinds))
+    kinds = (Task, EpisodeTask, TextEnv)
+    if isinstance(found, type):
+        return issubclass(found, kinds)
+    return isinstance(found, kinds) or (inspect.isfunction(found) and "split" in inspect.signature(found).parameters)
 
 
-def _look_at_task(wish: DoctorArgs) -> int:
-    task = find_task(wish.subject)
-    if not isinstance(task, Task):
-        raise ConfigError(f"{wish.subject} is a task of several turns, which has no reference answers to try")
-    report = task_doctor.diagnose(task)
+def _look_at_recipe(name: str, args: Sequence[str]) -> int:
+    """The task of a language model's recipe, as the overrides say."""
+    wish, config = overridden(name, Report, args, f"lockstep doctor {name}")
+    if not isinstance(config, GRPOConfig):
+        raise ConfigError(
+            f"recipe {name!r} learns from a file, whose rows `lockstep train {name}` reads before it begins"
+        )
+    validated(config)
+    config.check()
+    return _look_at_task(make_tasks(config.task)[0], config.verifier, wish.json)
+
+
+def _look_at_task(task: Task | EpisodeTask, verifier: VerifierConfig | None, out: Path | None) -> int:
+    if isinstance(task, EpisodeTask):
+        report = task_doctor.diagnose_episodes(task, config=verifier)
+    else:
+        report = task_doctor.diagnose(task, config=verifier)
     print(report)
-    _write_json(wish, {"task": report.name, "findings": [asdict(finding) for finding in report.findings]})
+    _write_json(out, {"task": report.name, "findings": [asdict(finding) for finding in report.findings]})
     return 0 if report.is_healthy else 1
 
 
-def _write_json(wish: DoctorArgs, document: Mapping[str, Any]) -> None:
-    if wish.json is not None:
+def _write_json(path: Path | None, document: Mapping[str, Any]) -> None:
+    if path is not None:
         try:
-            wish.json.write_text(json.dumps(document, indent=2) + "\n")
+            path.write_text(json.dumps(document, indent=2) + "\n")
         except OSError as error:
-            raise ConfigError(f"--json {wish.json} cannot be written: {error}") from error
+            raise ConfigError(f"--json {path} cannot be written: {error}") from error
 
 
 def _diagnose(env: EnvConfig, wish: DoctorArgs) -> DoctorReport:

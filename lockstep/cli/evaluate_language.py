@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,8 @@ class LanguageEvalArgs:
     """Run directory, model folder, GGUF file or hub id."""
     task: str = ""
     """Task by name, with its own defaults (default: the run's)."""
+    task_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Options of `task`, as --task.options of `lockstep train grpo-task`."""
     problems: int = 256
     """Held-out problems, the same every time."""
     samples: int = 4
@@ -90,15 +92,18 @@ def main(args: Sequence[str]) -> int:
 
 def _of_run(wish: LanguageEvalArgs) -> tuple[TaskConfig, RolloutConfig, VerifierConfig, int]:
     """Of the run, where the source is one that was reinforced; and the level of its problems."""
+    if wish.task_options and not wish.task:
+        raise ConfigError(f"--task-options {wish.task_options} without --task; name the task that they are of")
+    given = TaskConfig(name=wish.task, options=wish.task_options)
     if (wish.source / "run.json").is_file():
         config = read_config(wish.source)
         if isinstance(config, GRPOConfig):
-            task = TaskConfig(name=wish.task) if wish.task else config.task
+            task = given if wish.task else config.task
             level = 0 if wish.task else config.evaluation.level
             return task, config.rollout, config.verifier, level if wish.level is None else wish.level
     if not wish.task:
         raise ConfigError(f"{wish.source} does not name its task; give one, e.g. --task chain_sum")
-    return TaskConfig(name=wish.task), RolloutConfig(), VerifierConfig(), wish.level or 0
+    return given, RolloutConfig(), VerifierConfig(), wish.level or 0
 
 
 def _pass_at_k(groups: Sequence[Group], k: int) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -33,6 +33,7 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
     "answers": {
         "reward": "reward",
         "pass_at_k": "pass@k",
+        "uniform": "equal groups",
         "length": "length",
         "unscored": "unjudged",
         "too_long": "prompts too long",
@@ -71,6 +72,9 @@ LANGUAGE_COLUMNS: dict[str, dict[str, str]] = {
 """Rows of the progress display: metrics, and what a person calls them."""
 
 
+Options = TypeVar("Options")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """Where a run goes."""
@@ -107,7 +111,7 @@ def main(args: Sequence[str]) -> int:
     if args[0].startswith("-"):
         raise ConfigError(f"{unknown_name('option', args[0], ['--list', '--resume', '--help'])}\n{USAGE}")
     name = args[0]
-    output, config = _parse(name, recipe(name), args[1:])
+    output, config = overridden(name, Output, args[1:], f"lockstep train {name}")
     validated(config)
     with ProgressDisplay(config.run.total_steps, output.name or name, columns=columns(config)) as display:
         run = train(
@@ -127,19 +131,20 @@ def columns(config: Any) -> Columns:
     return LANGUAGE_COLUMNS if is_language(config) else COLUMNS
 
 
-def _parse(name: str, default: Any, args: Sequence[str]) -> tuple[Output, Any]:
-    """One flat command line for the recipe's config and the output options."""
+def overridden(name: str, options: type[Options], args: Sequence[str], prog: str) -> tuple[Options, Any]:
+    """(options, the recipe's config with its fields overridden) of one flat command line for both.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    default = recipe(name)
     kind = type(default)
-    both = make_dataclass(f"Train{kind.__name__}", [], bases=(Output, kind), frozen=True, kw_only=True)
+    both = make_dataclass(f"{options.__name__}{kind.__name__}", [], bases=(options, kind), frozen=True, kw_only=True)
     wish = tyro.cli(
-        both,
-        args=list(args),
-        default=both(**default.__dict__),
-        prog=f"lockstep train {name}",
-        description=list_recipes()[name],
+        both, args=list(args), default=both(**default.__dict__), prog=prog, description=list_recipes()[name]
     )
-    config = kind(**{field.name: wish.__dict__[field.name] for field in fields(kind)})
-    return Output(out=wish.out, name=wish.name), config
+    made, config = (of(**{one.name: wish.__dict__[one.name] for one in fields(of)}) for of in (options, kind))  # type: ignore[arg-type]
+    return made, config
 
 
 def report_finished(record: RunRecord, word: str) -> int:

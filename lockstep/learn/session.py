@@ -220,7 +220,13 @@ class Session:
         self._clock = time.perf_counter()
 
     def note(self, metrics: Mapping[str, float]) -> None:
-        """Numbers to show that are no update's, such as those of a supervised start; they are not written."""
+        """Numbers to show that are no update's, such as those of a supervised start; they are not written.
+
+        Raises:
+            StoppedError: asked to stop before there is anything that a checkpoint could keep.
+        """
+        if self.stop_requested:
+            raise StoppedError(f"stopped before update {self.step + 1:,} of {self.config.total_steps:,}")
         if self.on_progress is not None:
             self.on_progress(self.step, self.config.total_steps, metrics)
 

@@ -13,6 +13,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "grpo-chain-sum": language.chain_sum,
     "grpo-letter-counting": language.letter_counting,
     "grpo-task": language.task,
+    "grpo-kl-spell-backward": language.grpo_kl_spell_backward,
     "ppo-spell-backward": language.ppo_spell_backward,
     "dr-grpo-spell-backward": language.dr_grpo_spell_backward,
     "dapo-spell-backward": language.dapo_spell_backward,

@@ -41,7 +41,7 @@ def _recipe(
 
 
 def spell_backward() -> GRPOConfig:
-    """Words spelled backward, by GRPO: a new 0.9M-parameter model, for minutes on two cores."""
+    """Words spelled backward, by GRPO with DAPO's loss: a new 0.9M-parameter model, for minutes on two cores."""
     return _recipe("spell_backward", {"max_word_len": 7}, start=60, updates=130, max_tokens=10)
 
 
@@ -87,13 +87,18 @@ def ppo_spell_backward() -> GRPOConfig:
     return _by("ppo")
 
 
+def grpo_kl_spell_backward() -> GRPOConfig:
+    """Words spelled backward, by GRPO as in its paper: a mean for each answer, a penalty towards the model as it began."""
+    return _by("grpo")
+
+
 def dr_grpo_spell_backward() -> GRPOConfig:
     """Words spelled backward, by Dr.GRPO: no division by deviation or length."""
     return _by("dr_grpo")
 
 
 def dapo_spell_backward() -> GRPOConfig:
-    """Words spelled backward, by DAPO: a higher upper clip, the mean over tokens."""
+    """Words spelled backward, by DAPO: a higher upper clip, the mean over tokens; what grpo-spell-backward does."""
     return _by("dapo")
 
 

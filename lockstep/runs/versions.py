@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("torch", "numpy", "gymnasium")
+_DECIDING = ("tokenizers", "jinja2", "reasoning-gym", "textarena", "math-verify")
+"""Extras that decide what a language model is asked and how it is judged; named where they are installed."""
 
 
 def describe_versions(kernels: str = "") -> dict[str, Any]:
@@ -24,6 +26,7 @@ def describe_versions(kernels: str = "") -> dict[str, Any]:
         # The package itself is above every room; it is loaded, being this module's parent.
         "lockstep": sys.modules["lockstep"].__version__,
         **{package: _installed(package) for package in _PACKAGES},
+        **{package: version for package in _DECIDING if (version := _installed(package)) is not None},
         "python": platform.python_version(),
         "commit": commit,
         "dirty": dirty,

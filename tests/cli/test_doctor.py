@@ -11,6 +11,8 @@ import pytest
 
 from lockstep.cli.doctor import measure_training
 from lockstep.cli.main import main
+from lockstep.envs.lm import doctor as task_doctor
+from lockstep.envs.lm.verify import VerifierPool
 from lockstep.recipes import recipe
 
 
@@ -36,6 +38,44 @@ def test_recipe_without_its_data_is_still_diagnosed(capsys: pytest.CaptureFixtur
 def test_mistyped_recipe_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "ppo-cartpol"]) == 2
     assert "'ppo-cartpole'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge in this process, without the seconds that a worker takes to start."""
+    monkeypatch.setattr(task_doctor, "VerifierPool", lambda config: VerifierPool(replace(config, workers=0)))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_language_recipe_takes_the_overrides_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "doctor.json"
+    line = ["doctor", "grpo-task", "--task.name", "tests.rl.lm.digits:Digits", "--json", str(out)]
+    assert main(line) == 1
+    found = capsys.readouterr().out
+    assert "20 of 20 score 1" in found
+    assert "16 of 60 score 1 or more" in found  # the digit asked for, among others
+    assert json.loads(out.read_text())["task"] == "digits"
+    assert main(["doctor", "grpo-task", "--task.name", "tests.rl.lm.digits:Moody"]) == 1
+    assert "ValueError: not in the mood" in capsys.readouterr().out
+    assert main([*line, "--rollout.group-size", "1"]) == 2
+    assert "compares a sample with its group's others" in capsys.readouterr().err
+    assert main(["doctor", "sft-jsonl"]) == 2
+    assert "learns from a file" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_episodes_are_played_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "tests.rl.lm.test_turns:Talks"]) == 0
+    found = capsys.readouterr().out
+    assert "8 of 8 episodes are over after 3 turns at most" in found
+    assert "8 episodes are a function of their texts" in found
+    assert (
+        main(["doctor", "grpo-task", "--task.name", "tests.rl.lm.test_turns:Unlike", "--verifier.timeout-s", "0.2"])
+        == 1
+    )
+    found = capsys.readouterr().out
+    assert "1 of 8 end without a reward; episode 0 raises after ['']: KeyError" in found
+    assert "episodes [1, 2, 3, 4, 5] answer the same texts otherwise" in found
 
 
 ENVIRONMENT = """

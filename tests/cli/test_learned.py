@@ -81,6 +81,21 @@ def test_eval_of_a_language_run(trained: Path, capsys: pytest.CaptureFixture[str
     assert figures["greedy"]["ci_low"] <= figures["greedy"]["mean"] <= figures["greedy"]["ci_high"]
     assert main(["eval", str(trained / "model"), "--problems", "5"]) == 2
     assert "does not name its task" in capsys.readouterr().err
+    given = [
+        "eval",
+        str(trained / "model"),
+        "--problems",
+        "5",
+        "--samples",
+        "0",
+        "--task-options",
+        "everywhere",
+        "False",
+    ]
+    assert main([*given, "--task", "tests.rl.lm.digits:Broken"]) == 0
+    assert "digits, held out" in capsys.readouterr().out
+    assert main(given) == 2
+    assert "without --task" in capsys.readouterr().err
 
 
 def test_the_live_table_keeps_its_rows_apart_and_within_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ import pytest
 import tyro
 
 from lockstep.cli.bench import BENCHES
+from lockstep.cli.doctor import Report
 from lockstep.cli.main import VERBS
 from lockstep.cli.model_words import names_language_model
 from lockstep.cli.quickstart import QUICKSTARTS
-from lockstep.cli.train import _parse
+from lockstep.cli.train import Output, overridden
 from lockstep.core.errors import LockstepError
 from lockstep.recipes import RECIPES, recipe
-from lockstep.rl.algorithms import ALGORITHMS
+from lockstep.rl.algorithms import ALGORITHMS, is_language
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,7 +62,7 @@ def _train(args: Sequence[str]) -> None:
     if args[0] in ("--list", "--resume", "--help"):
         assert len(args) == (2 if args[0] == "--resume" else 1), args
         return
-    _parse(args[0], recipe(args[0]), args[1:])
+    overridden(args[0], Output, args[1:], "lockstep train")
 
 
 def _bench(args: Sequence[str]) -> None:
@@ -95,6 +96,12 @@ def _serve(args: Sequence[str]) -> Any:
     return _dataclass(f"lockstep.cli.{module}", name)(args)
 
 
+def _doctor(args: Sequence[str]) -> Any:
+    if args[0] in RECIPES and is_language(recipe(args[0])):
+        return overridden(args[0], Report, args[1:], "lockstep doctor")
+    return _dataclass("lockstep.cli.doctor", "DoctorArgs")(args)
+
+
 def _caffe(args: Sequence[str]) -> Any:
     module = importlib.import_module("lockstep.cli.caffe")
     verbs = {"train": module.TrainArgs, "test": module.TestArgs, "time": module.TimeArgs}
@@ -118,7 +125,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
     "compress": _dataclass("lockstep.cli.compress", "CompressArgs"),
     "import": _dataclass("lockstep.cli.import_file", "ImportArgs"),
-    "doctor": _dataclass("lockstep.cli.doctor", "DoctorArgs"),
+    "doctor": _doctor,
     "quickstart": _quickstart,
 }
 

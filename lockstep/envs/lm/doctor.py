@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lockstep.core.errors import ConfigError
 from lockstep.core.trajectory import Problem, Score, Verdict
-from lockstep.envs.lm.task import Task
+from lockstep.envs.lm.task import EpisodeTask, Task, Turn
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 
 GARBAGE = ("", "zzz", "-987654321")
@@ -86,7 +86,77 @@ def diagnose(task: Task, *, num_problems: int = 20, config: VerifierConfig | Non
     )
 
 
-def _same_again(task: Task, problems: Sequence[Problem]) -> Finding:
+def diagnose_episodes(
+    task: EpisodeTask, *, num_episodes: int = 8, max_turns: int = 8, config: VerifierConfig | None = None
+) -> TaskReport:
+    """Play episodes of garbage in a worker, as training would, play them again in another, and measure the rate.
+
+    Args:
+        num_episodes: how many, from the task's beginning.
+        max_turns: after which an episode is left alone.
+        config: of the verifier pool.
+
+    Raises:
+        EnvError, DeadlineError: the task cannot be loaded by a worker.
+    """
+    if num_episodes < 1 or max_turns < 1:
+        raise ConfigError(f"num_episodes={num_episodes}, max_turns={max_turns}; expected 1 or more of each")
+    count = num_episodes if task.num_problems is None else min(num_episodes, task.num_problems)
+    config = replace(config or VerifierConfig(), workers=max(1, (config or VerifierConfig()).workers))
+    problems = [task.problem(index) for index in range(count)]
+    played: dict[int, tuple[str, ...]] = dict.fromkeys(range(count), ())
+    last: dict[int, Turn | Score] = {}
+    with VerifierPool(config) as pool:
+        started = time.perf_counter()
+        for number in range(max_turns):
+            going = [index for index in played if not _is_over(last.get(index))]
+            for index in going:
+                played[index] += (GARBAGE[(index + number) % len(GARBAGE)],)
+            last |= dict(zip(going, pool.step_all(task, [(index, played[index]) for index in going]), strict=True))
+        seconds = time.perf_counter() - started
+    with VerifierPool(config) as pool:
+        again = dict(zip(played, pool.step_all(task, list(played.items())), strict=True))
+    num_turns = sum(map(len, played.values()))
+    return TaskReport(
+        name=task.name,
+        findings=(
+            _same_again(task, problems),
+            _steps(played, last),
+            _replays(last, again),
+            _speed(1e3 * seconds / num_turns),
+        ),
+    )
+
+
+def _is_over(turn: Turn | Score | None) -> bool:
+    return isinstance(turn, Score) or (turn is not None and turn.is_done)
+
+
+def _steps(played: Mapping[int, Sequence[str]], last: Mapping[int, Turn | Score]) -> Finding:
+    bad = [(index, turn) for index, turn in last.items() if isinstance(turn, Score)]
+    if bad:
+        index, score = bad[0]
+        kind = "hangs" if score.verdict is Verdict.TIMED_OUT else "raises"
+        why = f"episode {index} {kind} after {list(played[index])!r:.60}: {score.detail:.120}"
+        detail = f"{len(bad)} of {len(last)} end without a reward; {why}"
+        return Finding(level="problem", what="garbage", detail=detail)
+    over = sum(turn.is_done for turn in last.values() if isinstance(turn, Turn))
+    mean = sum(turn.reward for turn in last.values() if isinstance(turn, Turn)) / len(last)
+    turns = max(map(len, played.values()))
+    detail = f"{over} of {len(last)} episodes are over after {turns} turns at most, last rewards {mean:.3f} on average"
+    return Finding(level="ok", what="garbage", detail=detail)
+
+
+def _replays(last: Mapping[int, Turn | Score], again: Mapping[int, Turn | Score]) -> Finding:
+    fair = [index for index, turn in last.items() if isinstance(turn, Turn)]
+    other = [index for index in fair if last[index] != again[index]]
+    if other:
+        detail = f"episodes {other[:5]} answer the same texts otherwise when played again; a run could not be resumed"
+        return Finding(level="problem", what="replay", detail=detail)
+    return Finding(level="ok", what="replay", detail=f"{len(fair)} episodes are a function of their texts")
+
+
+def _same_again(task: Task | EpisodeTask, problems: Sequence[Problem]) -> Finding:
     changed = [problem.index for problem in reversed(problems) if task.problem(problem.index) != problem]
     if changed:
         detail = f"problems {changed[:5]} are others when asked again; a run could not be resumed"
@@ -125,5 +195,5 @@ def _garbage(items: Sequence[tuple[Problem, str]], scores: Sequence[Score]) -> F
 
 
 def _speed(ms: float) -> Finding:
-    detail = f"{ms:.2f} ms an answer, one worker's start not counted"
+    detail = f"{ms:.2f} ms an answer or turn, one worker's start not counted"
     return Finding(level="warning" if ms > 100 else "ok", what="verifying", detail=detail)

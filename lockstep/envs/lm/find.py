@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.core.errors import ConfigError
+from lockstep.envs.lm.games import TextEnv
 from lockstep.envs.lm.make import SCHEMES, TaskConfig, make_task
 from lockstep.envs.lm.records import RecordsConfig, RecordsTask, find_object
 from lockstep.envs.lm.task import EpisodeTask, Task
@@ -32,6 +33,8 @@ def find_task(word: str) -> Task | EpisodeTask:
     )
     if isinstance(found, Task | EpisodeTask):
         return found
+    if isinstance(found, type) and issubclass(found, TextEnv):
+        return make_task(TaskConfig(name=word), "train")
     try:
         made = found() if callable(found) else found
     except TypeError:

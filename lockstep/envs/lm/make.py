@@ -165,7 +165,8 @@ def _of_user(config: TaskConfig, split: Split) -> AnyTask:
     except TypeError as error:
         raise ConfigError(
             f"{config.name!r} cannot be called with {', '.join(wish)}: {error}; it makes one half of a task, as in "
-            "`def __init__(self, split: str, seed: int)`, with problems that the other split never has"
+            "`def __init__(self, split: str, seed: int)`, with problems that the other split never has. A function that judges "
+            "is for records: --task.name FILE.jsonl --task.options judge my_module:score"
         ) from error
     made = found(**wish)
     if not isinstance(made, Task | EpisodeTask):

@@ -87,6 +87,9 @@ class KLConfig:
     """k1, k2 or k3."""
     coef: float = 0.0
     """Weight of the penalty; 0: none, and no reference is needed."""
+    in_reward: bool = False
+    """gae: take coef · k1 off each token's reward (Ouyang et al. 2022) in place of the loss, so that it is discounted and
+    valued; the estimator is then that of the metric."""
 
     def __post_init__(self) -> None:
         _known("kl estimator", self.estimator, get_args(KLEstimator))
@@ -163,6 +166,11 @@ class PolicyLossConfig:
             raise ConfigError(
                 f"advantage={self.advantage!r} with value_coef={self.value_coef}; gae needs a value head (value_coef > 0), "
                 "the others have none (value_coef=0)"
+            )
+        if self.kl.in_reward and (self.advantage != "gae" or not self.kl.coef):
+            raise ConfigError(
+                f"kl in_reward=True with advantage={self.advantage!r}, kl coef={self.kl.coef}; expected gae, whose tokens have "
+                "rewards of their own, and coef above 0"
             )
         if self.advantage == "none" and not (self.teacher.coef or self.kl.coef or self.entropy_coef):
             raise ConfigError("advantage='none' learns nothing by itself; give teacher.coef, or another advantage")

@@ -57,6 +57,9 @@ class LearnConfig:
     """Tokens of a forward and backward pass; those of the longest sample, where it has more."""
     drop_uniform: bool = False
     """Leave groups whose rewards are all equal out of the counts too, as DAPO's dynamic sampling does."""
+    drop_truncated: bool = False
+    """Learn nothing of answers that a limit of tokens or turns cut off (DAPO's overlong filtering); their rewards still count
+    in what their group is compared with."""
     overlong_buffer: int = 0
     """Tokens before the limit over which the reward falls linearly by up to 1 (DAPO's soft punishment; 0: none)."""
     exact: bool = True
@@ -151,6 +154,8 @@ def make_batch(
     examples: list[list[tuple[SampleKey, Example]]] = [[] for _ in range(config.minibatches)]
     counted: list[list[Example]] = [[] for _ in range(config.minibatches)]
     for (group, one), advantage in zip(rows, advantages, strict=True):
+        if config.drop_truncated and one.is_truncated:
+            continue
         part = place_of[group.number] % config.minibatches
         example = _example(one, advantage, config, rollout, version)
         if old_is_samplers:
@@ -185,7 +190,7 @@ def unjudged(trajectories: Sequence[Trajectory], where: str) -> EnvError:
     why = "no score" if first is None else f"{first.verdict.value}: {first.detail}"
     return EnvError(
         f"none of {len(trajectories)} answers {where} could be judged; the first: {why}. Look at the verifier with "
-        "`lockstep doctor TASK`; a run goes on from its last checkpoint once it is mended"
+        "`lockstep doctor TASK`, or RECIPE with the run's options"
     )
 
 
@@ -278,7 +283,8 @@ class Update:
 
     @torch.no_grad()
     def _valued(self, packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-        """Token advantages from the value head, whitened over the batch; each sample's score comes at its last token."""
+        """Token advantages from the value head, whitened over the batch; each sample's score comes at its last token, and a
+        penalty at each token where the KL is in the reward."""
         config, model, head = self._config.loss, self._learner.model, self._learner.heads["value"]
         adapter = self._learner.adapter
         made = []
@@ -287,8 +293,11 @@ class Update:
                 batch = micro.batch if adapter is None else micro.batch.with_adapter(adapter)
                 value_R = head(model(batch, None).index_select(0, micro.rows_R))
                 score_S = micro.sequence_sum(micro.columns["advantage"]) / micro.sequence_rows().clamp(min=1.0)
+                kl_R = None
+                if config.kl.in_reward:
+                    kl_R = micro.columns["sampling_logprob"] - micro.columns["reference_logprob"]
                 advantage_R, return_R = token_gae(
-                    token_rewards(score_S, micro.sequence_R),
+                    token_rewards(score_S, micro.sequence_R, kl_R=kl_R, kl_coef=config.kl.coef),
                     value_R,
                     micro.sequence_R,
                     gamma=config.gamma,

@@ -41,6 +41,11 @@ def check_advantage(learn: LearnConfig, rollout: RolloutConfig) -> None:
             f"learn.overlong_buffer={learn.overlong_buffer} makes rewards negative, and learn.loss.advantage='max_likelihood' "
             "is for rewards of 0 or more; set it to 0"
         )
+    if learn.overlong_buffer > rollout.max_tokens:
+        raise ConfigError(
+            f"learn.overlong_buffer={learn.overlong_buffer} of rollout.max_tokens={rollout.max_tokens}: answers cannot be so "
+            "long; give at most as many"
+        )
     if loss.aggregation == "fixed" and loss.max_length < 1:
         raise ConfigError(
             "learn.loss.aggregation='fixed' divides by learn.loss.max_length=0; give the limit of new tokens, "

@@ -15,7 +15,7 @@ from lockstep.core.trajectory import Problem
 from lockstep.envs.lm.make import TaskConfig, levelled
 from lockstep.envs.lm.mixture import Curriculum, LevelChange
 from lockstep.envs.lm.task import level_index, split_index
-from lockstep.rl.lm.problems import AnyTask, ProblemSource
+from lockstep.rl.lm.problems import AnyTask, ProblemSource, posed
 from lockstep.rl.lm.rollout import Group
 
 
@@ -55,7 +55,7 @@ class Course:
         position = self._source.index(group)
         levels = self._after[max(group // self._groups - self._staleness, 0)]
         level = levels.get(self._levels.skill(position), self._first)
-        return self._task.problem(level_index(level, position))
+        return posed(self._task, level_index(level, position))
 
     def observe(self, batch: int, groups: Sequence[Group]) -> list[LevelChange]:
         """Note how many of each group's judged answers were right (full marks); the levels that change by it."""

@@ -29,7 +29,7 @@ from lockstep.rl.lm.conflicts import check_advantage, check_lengths, check_promp
 from lockstep.rl.lm.course import Course, told
 from lockstep.rl.lm.evaluate import EvaluationConfig, evaluate
 from lockstep.rl.lm.problems import ProblemSource, reading
-from lockstep.rl.lm.report import readable, rollout_metrics
+from lockstep.rl.lm.report import alarms, readable, rollout_metrics, shown
 from lockstep.rl.lm.rollout import PromptEncoder, RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
@@ -159,9 +159,10 @@ def train(config: GRPOConfig, session: Session) -> Result:
                     | update.metrics
                     | {"behind": behind, "publish_s": publisher.seconds}
                 )
-                for change in changes:
-                    session.event(*told(change))
-                session.log_samples(readable(groups[0], batch.advantages, update.mismatch))
+                for kind, text in (*alarms(groups, config.learn, session.events), *map(told, changes)):
+                    session.event(kind, text)
+                for group in shown(groups):
+                    session.log_samples(readable(group, batch.advantages, update.mismatch, tokenizer))
                 if session.evaluation_due:
                     session.record(evaluated(learner, ask))
                 session.checkpoint()

@@ -125,7 +125,8 @@ def micro_policy_loss(
     if config.kl.coef > 0.0:
         reference_R = _column(micro, "reference_logprob", "the KL penalty")
         kl_R = kl_estimate(config.kl.estimator, logprob_R - reference_R)
-        total = total + config.kl.coef * aggregate(config, kl_R, micro, counts)
+        if not config.kl.in_reward:
+            total = total + config.kl.coef * aggregate(config, kl_R, micro, counts)
         metrics["reference_kl"] = _token_mean(kl_R.detach(), micro, counts)
     if config.entropy_coef > 0.0:
         if entropy_R is None:

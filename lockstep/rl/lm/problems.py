@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import zlib
 
-from lockstep.core.errors import InputError
+from lockstep.core.child_process import describe
+from lockstep.core.errors import EnvError, InputError, LockstepError
 from lockstep.core.trajectory import Problem
 from lockstep.envs.lm.task import EpisodeTask, Task, level_index
 
@@ -40,7 +41,24 @@ class ProblemSource:
 
     def training(self, group: int) -> Problem:
         """The problem of a group."""
-        return self._task.problem(level_index(self._level, self.index(group)))
+        return posed(self._task, level_index(self._level, self.index(group)))
+
+
+def posed(task: AnyTask, index: int) -> Problem:
+    """The problem of an index.
+
+    Raises:
+        EnvError: the task raised something of its own, or gave no problem; says where.
+    """
+    try:
+        problem = task.problem(index)
+    except LockstepError:
+        raise
+    except Exception as error:
+        raise EnvError(f"task {task.name} raised at problem {index}: {describe(error)}") from error
+    if not isinstance(problem, Problem):
+        raise EnvError(f"task {task.name} gave {type(problem).__name__} as problem {index}; expected a Problem")
+    return problem
 
 
 def first_problems(task: AnyTask, num: int, level: int = 0) -> list[Problem]:
@@ -57,7 +75,7 @@ def first_problems(task: AnyTask, num: int, level: int = 0) -> list[Problem]:
     end = task.num_problems
     first = level_index(level, 0)
     for index in range(first, first + (4 * num if end is None else end)):
-        problem = task.problem(index)
+        problem = posed(task, index)
         found.setdefault(str(index) if isinstance(task, EpisodeTask) else text_of(problem), problem)
         if len(found) == num:
             break

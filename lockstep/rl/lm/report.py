@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from lockstep.core.trajectory import Verdict
 from lockstep.envs.lm.verify import VerifierPool
-from lockstep.rl.lm.batch import SampleKey
+from lockstep.rl.lm.batch import LearnConfig, SampleKey
 from lockstep.rl.lm.problems import text_of
 from lockstep.rl.lm.rollout import Group, RolloutStats
+from lockstep.tokenize.tokenizer import Tokenizer
 
 
 def rollout_metrics(groups: Sequence[Group], stats: RolloutStats, verifier: VerifierPool) -> dict[str, float]:
@@ -37,10 +39,48 @@ def rollout_metrics(groups: Sequence[Group], stats: RolloutStats, verifier: Veri
     }
 
 
+def alarms(groups: Sequence[Group], learn: LearnConfig, known: Container[str]) -> list[tuple[str, str]]:
+    """What should not go unnoticed in an update, as (kind, text) of events: answers that nobody could judge, and rewards that
+    are all the same and not full marks, where rewards are learned from.
+
+    Args:
+        learn: what is done with rewards.
+        known: kinds that were told before; each is told once a run, and its metric counts on.
+    """
+    answers = [one for group in groups for one in group.trajectories]
+    unjudged = [one for one in answers if one.score is None or not one.score.is_scored]
+    rewards = {one.score.value for one in answers if one.score is not None and one.score.is_scored}
+    told = []
+    if unjudged and "first_unjudged" not in known:
+        score = unjudged[0].score
+        why = "no score" if score is None else f"{score.verdict.value}: {score.detail}"
+        text = f"{len(unjudged)} of {len(answers)} answers could not be judged and teach nothing; of problem "
+        told.append(("first_unjudged", f"{text}{unjudged[0].problem}: {why}"))
+    is_taught = learn.loss.advantage != "none"
+    if is_taught and len(rewards) == 1 and max(rewards) < 1.0 and "first_alike" not in known:
+        num, reward = len(answers) - len(unjudged), max(rewards)
+        text = (
+            f"all {num} answers have the reward {reward:g}, and nothing tells the better ones: read some (lockstep runs show "
+            "RUN --samples) and try the verifier (lockstep doctor), or give easier problems, larger groups or a supervised "
+            "start"
+        )
+        told.append(("first_alike", text))
+    return told
+
+
+def shown(groups: Sequence[Group]) -> list[Group]:
+    """The groups of an update that people may want to read: the first, and the first with an answer that nobody could judge."""
+    doubtful = (g for g in groups[1:] if any(t.score is None or not t.score.is_scored for t in g.trajectories))
+    return [*groups[:1], *itertools.islice(doubtful, 1)]
+
+
 def readable(
-    group: Group, advantages: Mapping[SampleKey, float], mismatch: Mapping[SampleKey, float]
+    group: Group,
+    advantages: Mapping[SampleKey, float],
+    mismatch: Mapping[SampleKey, float],
+    tokenizer: Tokenizer,
 ) -> list[dict[str, Any]]:
-    """A group as plain values for samples.jsonl.
+    """A group as plain values for samples.jsonl. Of several turns the text is the whole conversation after the prompt.
 
     Args:
         advantages, mismatch: by sample; null where there is none, as for a sample that had no gradient.
@@ -52,7 +92,9 @@ def readable(
             "sample": one.index,
             "prompt": text_of(group.problem),
             "answer": group.problem.answer,
-            "text": one.text,
+            "text": one.text
+            if one.num_turns == 1
+            else tokenizer.decode(one.tokens[one.num_prompt :], skip_special=False),
             "reward": None if one.score is None else one.score.value,
             "advantage": advantages.get((group.number, one.index)),
             "mismatch": mismatch.get((group.number, one.index)),

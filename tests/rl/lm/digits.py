@@ -52,6 +52,29 @@ class Broken(Digits):
         return super().score(problem, text)
 
 
+class Raising(Digits):
+    """Which cannot pose a problem."""
+
+    def problem(self, index: int) -> Problem:
+        raise KeyError("no map")
+
+
+class NoProblem(Digits):
+    """Whose author forgot to return it."""
+
+    def problem(self, index: int) -> Problem:
+        return None  # type: ignore[return-value]
+
+
+class Moody(Digits):
+    """Whose verifier raises at every third problem and is content with nothing at the others."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        if problem.index % 3 == 1:
+            raise ValueError("not in the mood")
+        return Score.of(0.25)
+
+
 class Sleepy(Digits):
     """Sleeps for ever over every third answer."""
 

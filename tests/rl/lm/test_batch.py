@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lockstep.api import override
 from lockstep.core.errors import ConfigError, EnvError, InputError
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
-from lockstep.rl.lm.algorithms import ALGORITHMS, CorrectionConfig
-from lockstep.rl.lm.batch import LearnConfig, make_batch
+from lockstep.learn.heads import ScalarHead
+from lockstep.learn.learner import Learner, LearnerConfig
+from lockstep.learn.model import build
+from lockstep.rl.lm.algorithms import ALGORITHMS, CorrectionConfig, KLConfig
+from lockstep.rl.lm.batch import LearnConfig, Update, make_batch
+from lockstep.rl.lm.losses import Counts, micro_policy_loss
 from lockstep.rl.lm.rollout import RolloutConfig
 from tests.learn.conftest import write_rows
 from tests.rl.lm.digits import Digits
 from tests.rl.lm.small import config, run
-from tests.rl.lm.test_faults import rollouts
+from tests.rl.lm.test_faults import SMALL, rollouts
 
 LATE, KIND = "learner__optimiser__schedule__warmup_steps", "learner__optimiser__schedule__kind"
 
@@ -49,6 +55,7 @@ def test_the_ratio_of_older_samples_is_to_their_sampler_unless_a_correction_is()
         ("pass_at_k", {"rollout__group_size": 3}, r"rollout\.group_size=3 with learn\.loss\.k=4"),
         ("remax", {}, r"set rollout\.greedy_baseline=True"),
         ("maxrl", {"learn__overlong_buffer": 2}, r"learn\.overlong_buffer=2 makes rewards negative"),
+        ("dapo", {"learn__overlong_buffer": 6}, r"learn\.overlong_buffer=6 of rollout\.max_tokens=5"),
         ("dr_grpo", {}, r"learn\.loss\.max_length=0; .* rollout\.max_tokens=5"),
         ("dapo", {"rollout__max_tokens": 96}, "a model of 96 positions leaves no room"),
         ("dapo", {"staleness": -1}, "staleness=-1"),
@@ -64,6 +71,47 @@ def test_settings_that_make_no_sense_together_are_refused_before_anything_is_tra
     monkeypatch.setattr("lockstep.rl.lm.grpo.supervised_start", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match=says):
         run(config(loss, **changes))
+
+
+def test_answers_that_a_limit_cut_off_can_be_left_out_and_still_are_compared_with() -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        groups = rollouts(verifier, Digits()).collect(range(3))
+    for group in groups:
+        group.trajectories[0].is_truncated, group.trajectories[1].is_truncated = True, False
+    whole, parts = (make_batch(groups, LearnConfig(drop_truncated=drop), RolloutConfig(), 0) for drop in (False, True))
+    assert parts.advantages == whole.advantages
+    assert {sample for _, sample in parts.minibatches[0].samples} == {1}
+    assert {sample for _, sample in whole.minibatches[0].samples} == {0, 1}
+    assert parts.minibatches[0].counts.sequences == 3
+
+
+def test_a_penalty_in_the_reward_is_taken_off_each_tokens_return_and_not_in_the_loss() -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        groups = rollouts(verifier, Digits()).collect(range(3))
+    model = build(SMALL, ["say 1:"], 1, None).model
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1.3)
+    loss = replace(ALGORITHMS["ppo"], gae_lambda=1.0, kl=KLConfig(coef=0.5, in_reward=True))
+    wish = LearnConfig(loss=loss)
+    learner = Learner(model, LearnerConfig(), heads={"value": ScalarHead(model.facts.width)}, total_steps=1)
+    update = Update(learner, make_batch(groups, wish, RolloutConfig(), 0), wish, reference)
+    update.prepare()
+    (micro,) = update._packed[0]
+    gap_R = micro.columns["sampling_logprob"] - micro.columns["reference_logprob"]
+    assert float(gap_R.abs().max()) > 1e-3
+    scores = [one.score.value for group in groups for one in group.trajectories if one.score]
+    for sequence in range(micro.num_sequences):
+        rows = micro.sequence_R == sequence
+        to_go = gap_R[rows].flip(0).cumsum(0).flip(0)
+        score = scores[micro.examples[sequence]]
+        torch.testing.assert_close(micro.columns["return"][rows], score - 0.5 * to_go, atol=1e-5, rtol=1e-5)
+    counts, logprob_R = Counts.of([*update._batch.minibatches[0].examples]), micro.columns["sampling_logprob"]
+    of_both = [micro_policy_loss(one, counts, logprob_R, micro)[0] for one in (loss, replace(loss, kl=KLConfig()))]
+    assert of_both[0] == of_both[1]
+    with pytest.raises(ConfigError, match="in_reward=True with advantage='group_normalised'"):
+        replace(ALGORITHMS["grpo"], kl=KLConfig(coef=0.1, in_reward=True))
 
 
 def test_a_sample_longer_than_a_micro_batch_goes_alone() -> None:

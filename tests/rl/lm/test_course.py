@@ -111,7 +111,7 @@ def test_levels_are_metrics_and_events_and_a_resumed_run_goes_on_at_its_own(tmp_
     assert [(line["level"], line.get("level_raised", 0)) for line in found[0]] == [(0, 0), (1, 1), (2, 2)]
     assert read_jsonl(parts.samples_path) == read_jsonl(whole.samples_path)
     for one in (whole, parts):
-        assert read_run(one.path).events() == [
+        assert [event for event in read_run(one.path).events() if "level" in event[1][:30]] == [
             (1, "climbing: level raised from 0 to 1, as 100% of answers were right"),
             (2, "climbing: level raised from 1 to 2, as 100% of answers were right"),
             (3, "climbing: level lowered from 2 to 1, as 0% of answers were right"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from lockstep.api import override, resume, train
-from lockstep.core.errors import DeadlineError, EnvError, WeightsError
+from lockstep.core.errors import DeadlineError, EnvError, StoppedError, WeightsError
 from lockstep.core.request import WeightsVersion
 from lockstep.core.trajectory import Trajectory, Verdict
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
@@ -27,6 +29,7 @@ from lockstep.rl.lm.report import rollout_metrics
 from lockstep.rl.lm.rollout import RolloutConfig, Rollouts, new_engine
 from lockstep.runs.directory import RunDirectory
 from lockstep.runs.jsonl import read_jsonl
+from lockstep.runs.record import read_run
 from tests.rl.lm.digits import Digits, Sleepy
 from tests.rl.lm.small import config, folder, run, untimed
 
@@ -132,6 +135,32 @@ def test_a_verifier_that_judges_nothing_ends_the_run_with_its_reason(everywhere:
         run(wish)
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"), [("NoProblem", "NoneType as problem"), ("Raising", "KeyError: 'no map' .digits.py")]
+)
+def test_a_task_that_poses_no_problem_is_an_error_that_says_where(kind: str, says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        run(config(task__name=f"tests.rl.lm.digits:{kind}"))
+
+
+def test_rewards_that_are_all_the_same_and_answers_without_a_verdict_are_told_once(tmp_path: Path) -> None:
+    wish = config(task__name="tests.rl.lm.digits:Moody", run__total_steps=3, start__steps=0)
+    with folder(tmp_path, wish) as directory:
+        run(wish, directory)
+    (unjudged, alike) = read_run(directory.path).events()
+    assert unjudged[0] == alike[0] == 1
+    assert re.match(
+        r"4 of 12 answers could not be judged .*problem \d+: failed: ValueError: not in the mood", unjudged[1]
+    )
+    assert alike[1].startswith("all 8 answers have the reward 0.25, and nothing tells the better ones")
+    lines = read_jsonl(directory.metrics_path)
+    assert [(line.get("first_unjudged"), line.get("first_alike"), line["unscored"]) for line in lines[1:]] == [
+        (1, 1, 4)
+    ] * 2
+    verdicts = {(line["step"], line["group"]): line["verdict"] for line in read_jsonl(directory.samples_path)}
+    assert list(verdicts.values()).count("failed") == 3
+
+
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_what_the_start_has_cost_is_kept_when_the_first_update_fails(
     everywhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +178,16 @@ def test_what_the_start_has_cost_is_kept_when_the_first_update_fails(
     monkeypatch.setattr("lockstep.rl.lm.grpo.supervised_start", lambda *_: pytest.fail("started again"))
     assert resume(folder_of_run).result.steps == 1
     assert [line["step"] for line in read_jsonl(folder_of_run / "eval.jsonl")] == [0, 1]
+
+
+def test_a_polite_stop_is_heard_in_the_supervised_start(tmp_path: Path) -> None:
+    def stop(step: int, total: int, metrics: object) -> None:
+        assert metrics == {"start": 1 / 3, "start_loss": pytest.approx(5.6, abs=1.0)}, "one step of it, and no more"
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError, match="stopped before update 1 of 4"):
+        train(config(), out=tmp_path, on_progress=stop)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sampler_that_stops_answering_is_an_error_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from lockstep.learn.learner import LearnerConfig
 from lockstep.learn.model import ModelConfig, build
 from lockstep.learn.optimiser import OptimiserConfig
 from lockstep.rl.lm.problems import ProblemSource
+from lockstep.rl.lm.report import readable
 from lockstep.rl.lm.rollout import Group, RolloutConfig, Rollouts
 from lockstep.rl.lm.sampler import new_sampler
 from lockstep.rl.lm.start import StartConfig, supervised_start
@@ -83,6 +85,10 @@ def test_messages_are_appended_and_nothing_before_them_is_touched() -> None:
         assert all("and another" in text for text in between[1:])
         ended += one.num_turns > 1
     assert ended
+    told = [row["text"] for row in readable(group, {}, {}, tokenizer)]
+    for one, text in zip(group.trajectories, told, strict=True):
+        assert text.count("and another") == one.num_turns - 1
+        assert "say a letter" not in text
 
 
 def _others(tokens: list[int], is_sampled: list[bool]) -> list[list[int]]:
@@ -118,6 +124,20 @@ class Fragile(Talk):
 class FragileTalks(Talks):
     def episode(self, index: int) -> Episode:
         return Fragile(index)
+
+
+class Unlike(Talks):
+    """Raises in the first episode, and in the others never answers the same twice."""
+
+    count = itertools.count()
+
+    def episode(self, index: int) -> Episode:
+        return Fragile(0) if index == 0 else Counting()
+
+
+class Counting(Talk):
+    def step(self, text: str) -> Turn:
+        return Turn(messages=(AGAIN,), reward=float(next(Unlike.count)))
 
 
 def test_an_episode_that_raises_hangs_or_answers_nonsense_ends_without_a_reward() -> None:
