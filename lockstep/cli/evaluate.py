@@ -14,6 +14,7 @@ import tyro
 from lockstep.api import evaluate
 from lockstep.cli import evaluate_language
 from lockstep.cli.model_words import names_language_model
+from lockstep.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ def main(args: Sequence[str]) -> int:
     words = [word for word in args if not word.startswith("-")]
     if words and names_language_model(words[0]):
         return evaluate_language.main(args)
+    if words and args[0] == words[0] and not Path(words[0]).exists():
+        raise ConfigError(
+            f"{words[0]!r} does not exist; expected a run directory, a policy folder, or a language model's folder, GGUF file "
+            "or hub id; `lockstep runs list` shows runs"
+        )
     wish = tyro.cli(EvalArgs, args=list(args), prog="lockstep eval")
     result = evaluate(
         wish.source, env=wish.env, episodes=wish.episodes, seed=wish.seed, deterministic=not wish.stochastic

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from lockstep.cli.model_words import refuse_unfinished
 from lockstep.cli.store_args import stored_path
 from lockstep.core.errors import ConfigError
 from lockstep.core.sampling import SamplingParams
@@ -62,6 +63,7 @@ class ModelArgs:
 
     def load(self, model: str, max_sequences: int) -> LLM:
         """The model, ready to generate."""
+        refuse_unfinished(Path(model))
         mib = self.kv_memory_mib
         return LLM(
             stored_path(model, self.store),

@@ -8,6 +8,7 @@ from pathlib import Path
 from lockstep.core.env import model_store
 from lockstep.core.errors import ConfigError
 from lockstep.interop.store import ModelStore
+from lockstep.runs.record import read_run
 
 KEPT = ("trained", "averaged")
 """Weights of a run that kept an average (`LearnerConfig.serve`): one set in model, the other in model-NAME."""
@@ -23,6 +24,7 @@ def of_run(source: str, weights: str) -> str:
     Raises:
         ConfigError: another word, or a run that did not keep both.
     """
+    refuse_unfinished(Path(source))
     if not weights:
         return source
     if weights not in KEPT:
@@ -37,8 +39,26 @@ def of_run(source: str, weights: str) -> str:
     )
 
 
+def refuse_unfinished(path: Path) -> None:
+    """A language model's run has its model when it has ended.
+
+    Raises:
+        ConfigError: the directory is of one that has not; says how to go on.
+    """
+    if (path / "run.json").is_file() and not (path / "model").is_dir():
+        record = read_run(path)
+        if "model" in record.config:
+            raise ConfigError(
+                f"{path} has no model yet: its run is {record.state} at step {record.num_steps:,}; go on with `lockstep train "
+                f"--resume {path}`"
+            )
+
+
 def names_language_model(argument: str) -> bool:
     """Whether a word of the command line is a language model's file or folder, a name in the store, or a hub id.
+
+    Raises:
+        ConfigError: it is the directory of a language model's run that has not ended.
 
     >>> names_language_model("--port"), names_language_model("a/model.gguf")
     (False, True)
@@ -57,6 +77,7 @@ def names_language_model(argument: str) -> bool:
         return is_id and not Path(parts[0]).exists()
     if (path / "model" / "config.json").is_file():
         return True  # the directory of a run that trained one
+    refuse_unfinished(path)
     config = path / "config.json"
     if not config.is_file():
         return any(path.glob("*.gguf"))

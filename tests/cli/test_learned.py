@@ -98,6 +98,18 @@ def test_eval_of_a_language_run(trained: Path, capsys: pytest.CaptureFixture[str
     assert "without --task" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["eval", "serve", "generate", "chat"])
+def test_a_run_that_has_not_ended_says_how_to_go_on(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = folder(tmp_path, config())
+    made.finish()
+    assert main([verb, str(made.path), *["hello"] * (verb == "generate")]) == 2
+    assert f"go on with `lockstep train --resume {made.path}`" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "nowhere"), "--problems", "3"]) == 2
+    assert "does not exist; expected a run directory" in capsys.readouterr().err
+
+
 def test_the_live_table_keeps_its_rows_apart_and_within_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     line = {"reward": 0.5, "old_kl": 0.001, "entropy": 1.0, "rollout_tok_s": 3000.0, "rollout_s": 12.5}
