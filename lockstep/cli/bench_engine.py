@@ -61,6 +61,8 @@ class EngineBenchArgs:
     """Concurrent streams to measure (vLLM)."""
     requests: int = 32
     """Requests of the loads with long prompts (vLLM); each is also answered alone, from an empty cache."""
+    peer_alone: bool = True
+    """Answer them alone by vLLM too, to compare its texts. What takes ours minutes may take it hours; ours always does."""
     threads: int = 2
     """Threads of either side."""
     models: Path | None = None
@@ -166,7 +168,7 @@ def beside_vllm(wish: EngineBenchArgs, kind: str, folder: Path) -> dict[str, Any
         draw = random.Random(0)
         for num in wish.streams if "streams" in wish.cases else ():
             prompts = [random_prompt(draw, 32) for _ in range(num)]
-            figure[f"streams {num}"] = generated(both, prompts, 128, wish.rounds)
+            figure[f"streams {num}"], _ = generated(both, prompts, 128, wish.rounds)
         prefix = random_prompt(draw, 512)
         loads = {
             "unshared": [random_prompt(draw, 544) for _ in range(wish.requests)],
@@ -174,13 +176,17 @@ def beside_vllm(wish: EngineBenchArgs, kind: str, folder: Path) -> dict[str, Any
         }
         for name, prompts in loads.items():
             if name in wish.cases:
-                figure[name] = generated(both, prompts, 64, wish.rounds)
-                figure[name] |= compared_with_cold(both, prompts, 64)
+                figure[name], texts = generated(both, prompts, 64, wish.rounds)
+                alone = both if wish.peer_alone else {"ours": ours}
+                figure[name] |= compared_with_cold(alone, texts, prompts, 64)
     return figure
 
 
-def generated(workers: dict[str, Worker], prompts: list[list[int]], max_tokens: int, rounds: int) -> dict[str, Any]:
-    """Output tokens per second of all prompts at once, with what the last round computed and found in its cache."""
+def generated(
+    workers: dict[str, Worker], prompts: list[list[int]], max_tokens: int, rounds: int
+) -> tuple[dict[str, Any], dict[str, list[list[int]]]]:
+    """Output tokens per second of all prompts at once, with what the last round computed and found in its cache; and that
+    round's texts."""
     last: dict[str, Any] = {}
 
     def rate(worker: Worker) -> float:
@@ -189,16 +195,19 @@ def generated(workers: dict[str, Worker], prompts: list[list[int]], max_tokens: 
 
     figure = in_turn(workers, rate, rounds)
     counts = {name: {key: last[name].get(key) for key in ("computed", "cached")} for name in workers}
-    return {**figure, "tokens": counts, "prompt_tokens": sum(map(len, prompts)), "target": 1.3}
+    texts = {name: last[name]["texts"] for name in workers}
+    return {**figure, "tokens": counts, "prompt_tokens": sum(map(len, prompts)), "target": 1.3}, texts
 
 
-def compared_with_cold(workers: dict[str, Worker], prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
-    """How many texts equal those of the same prompts one by one, each with an empty cache."""
-    equal = {}
-    for name, worker in workers.items():
-        warm = worker.ask("generate", prompts=prompts, max_tokens=max_tokens)["texts"]
+def compared_with_cold(
+    alone: dict[str, Worker], texts: dict[str, list[list[int]]], prompts: list[list[int]], max_tokens: int
+) -> dict[str, Any]:
+    """How many of the texts equal those of the same prompts one by one, each with an empty cache; None for a worker that is
+    not among those to be asked so."""
+    equal: dict[str, int | None] = dict.fromkeys(texts)
+    for name, worker in alone.items():
         cold = worker.ask("cold", prompts=prompts, max_tokens=max_tokens)["texts"]
-        equal[name] = sum(a == b for a, b in zip(warm, cold, strict=True))
+        equal[name] = sum(a == b for a, b in zip(texts[name], cold, strict=True))
     return {"equal_to_cold": equal, "num_texts": len(prompts)}
 
 

@@ -143,3 +143,14 @@ def test_start_table() -> None:
     }
     (table,) = tables.tables(figures)
     assert list(table.columns[2].cells) == ["2.00 (1.00 - 3.00)"]
+
+
+def test_a_peer_need_not_answer_alone() -> None:
+    command = [sys.executable, "-c", PEER]
+    with Worker("ours", command, 60.0, {}) as ours, Worker("vllm", command, 60.0, {}) as peer:
+        rates, texts = bench_engine.generated({"ours": ours, "vllm": peer}, [[1], [2]], 4, rounds=1)
+        compared = bench_engine.compared_with_cold({"ours": ours}, texts, [[1], [2]], 4)
+    assert compared == {"equal_to_cold": {"ours": 2, "vllm": None}, "num_texts": 2}
+    formats = {"int8": {"shared": {**rates, **compared}}}
+    (table,) = tables.tables({"peer": "vllm", "model": "m", "threads": 1, "formats": formats})
+    assert list(table.columns[-1].cells) == ["ours 2/2, vllm not compared"]

@@ -87,7 +87,10 @@ def _loads(figures: dict[str, Any]) -> Table:
             ours, vllm = (spread(result["values"][name]) for name in ("ours", "vllm"))
             counts = result["tokens"]["ours"]
             equal = result.get("equal_to_cold", {})
-            same = "".join(f"{name} {num}/{result['num_texts']} " for name, num in equal.items())
+            same = ", ".join(
+                f"{name} not compared" if num is None else f"{name} {num}/{result['num_texts']}"
+                for name, num in equal.items()
+            )
             numbers = [f"{counts[key]:,}" for key in ("computed", "cached")]
             out.add_row(kind, load, ours, vllm, f"{result['ratio']:.2f}x", f"{result['target']}x", *numbers, same)
         out.add_section()
