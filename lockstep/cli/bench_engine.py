@@ -193,7 +193,10 @@ def generated(
         last[worker.name] = answer = worker.ask("generate", prompts=prompts, max_tokens=max_tokens)
         return len(prompts) * max_tokens / float(answer["seconds"])
 
-    figure = in_turn(workers, rate, rounds)
+    def warm_up(worker: Worker) -> None:
+        worker.ask("generate", prompts=prompts[:2], max_tokens=8)
+
+    figure = in_turn(workers, rate, rounds, warm_up)
     counts = {name: {key: last[name].get(key) for key in ("computed", "cached")} for name in workers}
     texts = {name: last[name]["texts"] for name in workers}
     return {**figure, "tokens": counts, "prompt_tokens": sum(map(len, prompts)), "target": 1.3}, texts
@@ -211,14 +214,19 @@ def compared_with_cold(
     return {"equal_to_cold": equal, "num_texts": len(prompts)}
 
 
-def in_turn(workers: dict[str, Worker], measure: Callable[[Worker], float], rounds: int) -> dict[str, Any]:
-    """Every worker's values, one after the other in each round, after one round that does not count."""
+def in_turn(
+    workers: dict[str, Worker],
+    measure: Callable[[Worker], float],
+    rounds: int,
+    warm_up: Callable[[Worker], object] | None = None,
+) -> dict[str, Any]:
+    """Every worker's values, one after the other in each round, after a warm-up or else one round that does not count."""
     values: dict[str, list[float]] = {name: [] for name in workers}
-    for count in range(rounds + 1):
+    for worker in workers.values():
+        (warm_up or measure)(worker)
+    for _ in range(rounds):
         for name, worker in workers.items():
-            value = measure(worker)
-            if count:
-                values[name].append(value)
+            values[name].append(measure(worker))
     peers = [statistics.median(series) for name, series in values.items() if name != "ours"]
     return {"values": values, "ratio": statistics.median(values["ours"]) / max(peers)}
 

@@ -151,6 +151,7 @@ def test_a_peer_need_not_answer_alone() -> None:
         rates, texts = bench_engine.generated({"ours": ours, "vllm": peer}, [[1], [2]], 4, rounds=1)
         compared = bench_engine.compared_with_cold({"ours": ours}, texts, [[1], [2]], 4)
     assert compared == {"equal_to_cold": {"ours": 2, "vllm": None}, "num_texts": 2}
+    rates["tokens"] = {"ours": {"computed": 2, "cached": 0}}
     formats = {"int8": {"shared": {**rates, **compared}}}
     (table,) = tables.tables({"peer": "vllm", "model": "m", "threads": 1, "formats": formats})
     assert list(table.columns[-1].cells) == ["ours 2/2, vllm not compared"]
