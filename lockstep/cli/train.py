@@ -163,12 +163,15 @@ def report_finished(record: RunRecord, word: str) -> int:
     return 0
 
 
+CURVES = {"reward": "mean reward", "divergence": "divergence from the teacher", "loss": "loss"}
+"""What a run is drawn by at its end: the first of these metrics that it has."""
 OTHERS = {"averaged": "averaged weights", "trained": "the trained weights, not averaged", "teacher": "the teacher"}
 
 
 def _report_language(run: Run, result: LanguageResult, record: RunRecord) -> int:
-    if "reward" in record.metric_names():
-        print_curve(*record.series("reward"), title="mean reward")
+    curve = next((name for name in CURVES if name in record.metric_names()), None)
+    if curve is not None:
+        print_curve(*record.series(curve), title=CURVES[curve])
     print(f"updates          {result.steps:,} in {result.train_seconds:.1f} s")
     for word, scores in (("before", result.first), ("after", result.last)):
         if scores is not None:

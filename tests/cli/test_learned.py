@@ -12,6 +12,7 @@ from lockstep.cli.main import main
 from lockstep.cli.train import columns
 from lockstep.runs.console import ProgressDisplay
 from lockstep.runs.jsonl import json_line
+from tests.learn.conftest import write_rows
 from tests.rl.lm.small import config, folder, run
 from tests.runs.test_console import Terminal
 
@@ -96,6 +97,14 @@ def test_eval_of_a_language_run(trained: Path, capsys: pytest.CaptureFixture[str
     assert "digits, held out" in capsys.readouterr().out
     assert main(given) == 2
     assert "without --task" in capsys.readouterr().err
+
+
+def test_a_supervised_run_is_drawn_by_its_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "say", "completion": "7"}])
+    sizes = ["--model.width", "32", "--model.hidden", "32", "--model.num-layers", "1", "--model.num-heads", "1"]
+    line = ["train", "sft-jsonl", "--data.path", path, "--out", str(tmp_path), "--run.total-steps", "11", *sizes]
+    assert main([*line, "--model.vocab-size", "261", "--run.threads", "1", "--run.no-tensorboard", "--batch", "1"]) == 0
+    assert "\nloss\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["eval", "serve", "generate", "chat"])

@@ -171,7 +171,7 @@ def make_batch(
         given = tuple(references[place :: config.minibatches])
         if kept or given:
             keys, chosen = tuple(key for key, _ in kept), tuple(example for _, example in kept)
-            counts = Counts.of([*all_of, *given])
+            counts = replace(Counts.of([*all_of, *given]), measured=Counts.of(chosen).tokens)
             parts.append(Minibatch(examples=chosen, samples=keys, counts=counts, references=given))
     return Batch(
         minibatches=tuple(parts),

@@ -30,13 +30,16 @@ class Counts:
     """What the whole batch holds, over all micro-batches and ranks: the loss's denominators.
 
     >>> Counts.of([Example.of([1, 2, 3], weight=[0, 1, 1]), Example.of([1, 2], weight=[0, 0])])
-    Counts(tokens=2.0, sequences=1)
+    Counts(tokens=2.0, sequences=1, measured=0.0)
     """
 
     tokens: float
     """Sum of the weights."""
     sequences: int
     """Sequences with a weighted token."""
+    measured: float = 0.0
+    """Weights of the tokens that are computed, of which metrics are means: of samples without a gradient nothing is known. 0:
+    all are."""
 
     @staticmethod
     def of(examples: Sequence[Example]) -> Counts:
@@ -47,7 +50,7 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Of two ranks' batches together."""
-        return Counts(self.tokens + other.tokens, self.sequences + other.sequences)
+        return Counts(self.tokens + other.tokens, self.sequences + other.sequences, self.measured + other.measured)
 
 
 DivergenceOf = Callable[[Logprobs, MicroBatch], Tensor]
@@ -72,9 +75,9 @@ def policy_loss(
         value_head: hidden [R, E] -> values [R]; where value_coef is above 0.
         divergence: of the teacher; where teacher.coef is above 0.
 
-    Metrics, shares of the batch's: policy_loss, clip_fraction, old_kl (k3 between π_old and π), ratio_max; where their inputs
-    are there reference_kl, entropy, mismatch_kl (k3 between μ and π_old), mismatch_max, correction (mean weight),
-    masked_fraction, value_loss, value, divergence.
+    Metrics, shares of the mean over the batch's computed tokens: policy_loss (over all tokens), clip_fraction, old_kl (k3
+    between π_old and π), ratio_max; where their inputs are there reference_kl, entropy, mismatch_kl (k3 between μ and
+    π_old), mismatch_max, correction (mean weight), masked_fraction, value_loss, value, divergence.
 
     Raises:
         ConfigError: fixed aggregation without max_length, value_coef without a value head, a teacher's coef without one;
@@ -118,8 +121,8 @@ def micro_policy_loss(
         sampling_R = _column(micro, "sampling_logprob", f"correction {config.correction.kind!r}")
         correction_R = correction(config.correction, old_R - sampling_R, micro)
         objective_R = objective_R * correction_R
-        metrics["correction"] = _token_mean(correction_R, micro, counts)
-        metrics["masked_fraction"] = _token_mean((correction_R == 0).float(), micro, counts)
+        metrics["correction"] = _metric(correction_R, micro, counts)
+        metrics["masked_fraction"] = _metric((correction_R == 0).float(), micro, counts)
     policy_share = -aggregate(config, objective_R, micro, counts)
     total = policy_share
     if config.kl.coef > 0.0:
@@ -127,21 +130,21 @@ def micro_policy_loss(
         kl_R = kl_estimate(config.kl.estimator, logprob_R - reference_R)
         if not config.kl.in_reward:
             total = total + config.kl.coef * aggregate(config, kl_R, micro, counts)
-        metrics["reference_kl"] = _token_mean(kl_R.detach(), micro, counts)
+        metrics["reference_kl"] = _metric(kl_R.detach(), micro, counts)
     if config.entropy_coef > 0.0:
         if entropy_R is None:
             raise ConfigError(f"entropy_coef={config.entropy_coef} needs entropies: call the learner with entropy=True")
         total = total - config.entropy_coef * aggregate(config, entropy_R, micro, counts)
     with torch.no_grad():
         metrics["policy_loss"] = policy_share.detach()
-        metrics["clip_fraction"] = _token_mean(is_clipped_R.float(), micro, counts)
-        metrics["old_kl"] = _token_mean(kl_estimate("k3", log_ratio_R.neg()), micro, counts)
+        metrics["clip_fraction"] = _metric(is_clipped_R.float(), micro, counts)
+        metrics["old_kl"] = _metric(kl_estimate("k3", log_ratio_R.neg()), micro, counts)
         metrics["ratio_max"] = log_ratio_R.max().exp()
         if entropy_R is not None:
-            metrics["entropy"] = _token_mean(entropy_R, micro, counts)
+            metrics["entropy"] = _metric(entropy_R, micro, counts)
         if "sampling_logprob" in micro.columns:
             gap_R = old_R - micro.columns["sampling_logprob"]
-            metrics["mismatch_kl"] = _token_mean(kl_estimate("k3", gap_R.neg()), micro, counts)
+            metrics["mismatch_kl"] = _metric(kl_estimate("k3", gap_R.neg()), micro, counts)
             metrics["mismatch_max"] = gap_R.abs().max()
     return total, metrics
 
@@ -227,6 +230,11 @@ def sequence_mean(values_R: Tensor, micro: MicroBatch) -> Tensor:
     """Weighted mean over each sequence's tokens, at every one of them: [R] -> [R]."""
     mean_S = micro.sequence_sum(values_R * micro.weight_R) / micro.sequence_sum(micro.weight_R).clamp(min=1e-30)
     return mean_S[micro.sequence_R]
+
+
+def _metric(values_R: Tensor, micro: MicroBatch, counts: Counts) -> Tensor:
+    """This micro-batch's share of the mean over the tokens that are computed."""
+    return (values_R * micro.weight_R).sum() / (counts.measured or counts.tokens)
 
 
 def _token_mean(values_R: Tensor, micro: MicroBatch, counts: Counts) -> Tensor:

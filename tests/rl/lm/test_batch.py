@@ -12,6 +12,7 @@ import torch
 
 from lockstep.api import override
 from lockstep.core.errors import ConfigError, EnvError, InputError
+from lockstep.core.trajectory import Score
 from lockstep.envs.lm.verify import VerifierConfig, VerifierPool
 from lockstep.learn.heads import ScalarHead
 from lockstep.learn.learner import Learner, LearnerConfig
@@ -71,6 +72,22 @@ def test_settings_that_make_no_sense_together_are_refused_before_anything_is_tra
     monkeypatch.setattr("lockstep.rl.lm.grpo.supervised_start", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match=says):
         run(config(loss, **changes))
+
+
+def test_metrics_are_means_over_what_is_computed_and_not_diluted_by_groups_without_a_gradient() -> None:
+    with VerifierPool(VerifierConfig(workers=0)) as verifier:
+        groups = rollouts(verifier, Digits()).collect(range(3))
+    for one in groups[0].trajectories:
+        one.score = Score.of(0.5)
+    found = []
+    for drop in (False, True):
+        wish = LearnConfig(loss=ALGORITHMS["dapo"], drop_uniform=drop)
+        learner = Learner(build(SMALL, ["say 1:"], 1, None).model, LearnerConfig(), total_steps=1)
+        update = Update(learner, make_batch(groups, wish, RolloutConfig(), 0), wish)
+        update.prepare()
+        found.append(update.metrics)
+    assert found[0]["entropy"] == pytest.approx(found[1]["entropy"])
+    assert 4.0 < found[0]["entropy"] < 5.7  # of 270 tokens, nearly all alike: log 270 = 5.6
 
 
 def test_answers_that_a_limit_cut_off_can_be_left_out_and_still_are_compared_with() -> None:
