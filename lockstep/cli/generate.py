@@ -95,6 +95,11 @@ def main(args: Sequence[str]) -> int:
     if not prompts:
         raise ConfigError("no prompts; give them after the model, or one a line on the input")
     llm = wish.held.load(wish.model, max_sequences=64)
+    empty = [str(place) for place, prompt in enumerate(prompts, 1) if not llm.encode(prompt)]
+    if empty:
+        raise ConfigError(
+            f"prompt {', '.join(empty[:8])} of {len(prompts)} has no tokens; there is nothing to go on from"
+        )
     shows_bar = sys.stderr.isatty() and not sys.stdout.isatty()
     for prompt, samples in zip(
         prompts, llm.generate(prompts, wish.sampling.params(wish.n), progress=shows_bar), strict=True

@@ -79,7 +79,10 @@ def pull(args: Sequence[str]) -> int:
 def list_models(args: Sequence[str]) -> int:
     wish = tyro.cli(ListArgs, args=list(args), prog="lockstep list")
     store = opened(wish.store)
-    rows = [("NAME", "SIZE", "FORMAT", "PULLED"), *map(_row, store.models())]
+    rows = [
+        ("NAME", "SIZE", "FORMAT", "PULLED"),
+        *map(_row, store.models(told=lambda error: print(error, file=sys.stderr))),
+    ]
     if len(rows) == 1:
         print(f"no models in {store.root}; `lockstep pull` fetches one")
         return 0

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,22 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def models(self) -> list[StoredModel]:
-        """All of them, by name."""
+    def models(self, told: Callable[[FormatError], None] = lambda error: None) -> list[StoredModel]:
+        """All of them, by name.
+
+        Args:
+            told: hears of models whose record is damaged; they are left out.
+        """
         if not self.root.is_dir():
             return []
-        folders = [path for path in self.root.iterdir() if (path / RECORD).is_file() and path.name[0] != "."]
-        return sorted((_read(folder) for folder in folders), key=lambda model: model.name)
+        found = []
+        for folder in self.root.iterdir():
+            if (folder / RECORD).is_file() and folder.name[0] != ".":
+                try:
+                    found.append(_read(folder))
+                except FormatError as error:
+                    told(error)
+        return sorted(found, key=lambda model: model.name)
 
     def find(self, name: str) -> StoredModel | None:
         """The model of this name; None if there is none."""
@@ -96,7 +106,7 @@ class ModelStore:
             InputError: there is none of this name.
             ConfigError: the system does not let us.
         """
-        found = self.get(name)
+        found = self._whole_or_damaged(name)
         try:
             trash = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
             found.folder.rename(trash / "model")
@@ -104,6 +114,15 @@ class ModelStore:
         except OSError as error:
             raise ConfigError(f"cannot remove {found.folder}: {error}") from error
         return found
+
+    def _whole_or_damaged(self, name: str) -> StoredModel:
+        """The model; of one with a damaged record what its folder tells."""
+        try:
+            return self.get(name)
+        except FormatError:
+            folder = self.root / _flat(name)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            return StoredModel(name=name, folder=folder, source="", revision="", format="", num_bytes=size, pulled=0.0)
 
     def pull(
         self,
@@ -138,13 +157,14 @@ class ModelStore:
             raise InputError(f"{name!r} cannot be a model's name; give one such as org/name or name:tag", field="name")
         partial = self.root / f".partial-{_flat(name)}"
         try:
-            partial.mkdir(parents=True, exist_ok=True)
             if local:
                 commit, wanted = "", _local_files(path, file)
                 origin = f"{path.resolve()} {path.stat().st_mtime_ns} {wanted}"
             else:
                 commit, wanted = list_files(source, file=file, revision=revision, endpoint=endpoint)
                 origin = f"{source}@{commit} {wanted}"
+            format = _format(wanted, source)
+            partial.mkdir(parents=True, exist_ok=True)
             _forget_others(partial, origin)
             self._check_room(partial, wanted)
             if local:
@@ -152,7 +172,7 @@ class ModelStore:
                     _copy(path if path.is_file() else path / item, partial / item, size, progress)
             else:
                 download_files(source, wanted, partial, revision=commit, endpoint=endpoint, progress=progress)
-            return self._finish(partial, name, source if not local else str(path.resolve()), commit)
+            return self._finish(partial, name, source if not local else str(path.resolve()), commit, format)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise ConfigError(f"the disk of {self.root} is full; free some and pull again: it goes on") from error
@@ -169,7 +189,7 @@ class ModelStore:
                 "free; free some, or give another --store"
             )
 
-    def _finish(self, partial: Path, name: str, source: str, commit: str) -> StoredModel:
+    def _finish(self, partial: Path, name: str, source: str, commit: str, format: str) -> StoredModel:
         (partial / _ORIGIN).unlink(missing_ok=True)
         files = [path for path in partial.rglob("*") if path.is_file()]
         made = StoredModel(
@@ -177,7 +197,7 @@ class ModelStore:
             folder=self.root / _flat(name),
             source=source,
             revision=commit,
-            format=_format(partial),
+            format=format,
             num_bytes=sum(path.stat().st_size for path in files),
             pulled=time.time(),
         )
@@ -207,15 +227,18 @@ def _read(folder: Path) -> StoredModel:
         return StoredModel(**{**values, "folder": folder})
     except TypeError as error:
         raise FormatError(
-            f"is no record of a model: {error}; remove the folder and pull again", path=str(folder)
+            f"is no record of a model ({error}); remove the model by `lockstep rm` and pull it again",
+            path=str(folder / RECORD),
         ) from error
 
 
-def _format(folder: Path) -> str:
-    for ending, name in (("*.gguf", "gguf"), ("*.safetensors", "safetensors"), ("*.bin", "pickle")):
-        if any(folder.glob(ending)):
-            return name
-    raise FormatError("holds no weights (*.safetensors, *.gguf)", path=str(folder))
+def _format(names: Iterable[str], source: str) -> str:
+    """Of the weights among the files of a model."""
+    endings = {Path(name).suffix for name in names}
+    for ending, format in ((".gguf", "gguf"), (".safetensors", "safetensors"), (".bin", "pickle")):
+        if ending in endings:
+            return format
+    raise FormatError("holds no weights (*.safetensors, *.gguf)", path=source)
 
 
 def _local_files(path: Path, file: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,10 +108,23 @@ def load_model(source: TensorSource, dtype: str = "auto", *, trainable: bool = F
     family = family_of(values)
     config = family.read_config(values)
     compute = stored_dtype(values, source) if dtype == "auto" else dtype
-    model = family.build(config, Precision.of(compute, trainable=trainable, group=group))
+    precision = Precision.of(compute, trainable=trainable, group=group)
+    _check_held(family.sizes(config).total, source)
+    model = family.build(config, precision)
     load_weights(model, family.table(config), source)
     name_matrices(model)
     return model.requires_grad_(trainable).train(trainable)
+
+
+def _check_held(num_weights: int, source: TensorSource) -> None:
+    """A config.json that was edited or damaged may ask for any amount of memory and time before the first tensor is looked
+    at; what is a little off is told by the tensor."""
+    held = sum(math.prod(source.shape(name)) for name in source.names())
+    if num_weights > 4 * held:
+        raise FormatError(
+            f"the config describes a model of {num_weights:,} weights and the checkpoint holds {held:,}: one of them is "
+            "damaged, incomplete or another model's"
+        )
 
 
 def model_like(model: LanguageModel, source: TensorSource) -> LanguageModel:

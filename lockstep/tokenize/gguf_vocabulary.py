@@ -76,6 +76,11 @@ def _phi3_strip_right(tokens: Sequence[str], kinds: Sequence[int]) -> frozenset[
 def from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, LibraryEncoder | SentencePieceEncoder]:
     """Vocabulary and encoder of a GGUF file; see `Tokenizer.from_gguf_metadata`."""
     model = metadata.get(_PREFIX + "model")
+    if model in (None, "none", "no_vocab"):
+        raise ConfigError(
+            "the GGUF file has no tokenizer (tokenizer.ggml.model is missing or says none); convert the model again with its "
+            "tokenizer beside it, or load its Hugging Face folder"
+        )
     if model not in ("gpt2", "llama"):
         raise ConfigError(
             unknown_name("tokenizer.ggml.model", str(model), ["gpt2", "llama"])

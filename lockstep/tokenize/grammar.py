@@ -288,4 +288,5 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError(f"the grammar cannot go on: {self._matcher.get_error()}", field="grammar")
+            problem = self._matcher.get_error().partition("\n<state>")[0]  # the library appends all it knows
+            raise InputError(f"the grammar cannot go on: {problem}", field="grammar")

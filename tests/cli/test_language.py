@@ -55,6 +55,9 @@ def test_generate_prints_what_the_engine_says(
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["generate", str(folder), *flags]) == 0
     assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\nhello\n"))
+    assert main(["generate", str(folder), *flags]) == 2
+    assert "prompt 2 of 3 has no tokens" in capsys.readouterr().err
     assert main(["generate", str(folder / "none"), "hello"]) == 2
 
 

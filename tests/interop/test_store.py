@@ -19,7 +19,7 @@ from lockstep.cli.store_args import stored_path
 from lockstep.core.errors import ConfigError, FormatError, InputError
 from lockstep.interop import store as store_module
 from lockstep.interop.hf.hub import list_files
-from lockstep.interop.store import ModelStore, describe
+from lockstep.interop.store import RECORD, ModelStore, describe
 from tests.server.language.tiny import write_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -198,6 +198,22 @@ def test_a_full_disk_and_a_read_only_one(folder: Path, tmp_path: Path, monkeypat
         ModelStore(tmp_path / "file").pull(str(folder))
 
 
+def test_a_damaged_record_is_told_and_can_be_removed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "store"
+    store = ModelStore(root)
+    store.pull(str(folder))
+    (store.pull(str(folder), name="bad").folder / RECORD).write_text("{}")
+    assert main(["list", "--store", str(root)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "tiny"]
+    assert "remove the model by `lockstep rm`" in err
+    assert main(["show", "bad", "--store", str(root)]) == 2
+    assert main(["rm", "bad", "--store", str(root)]) == 0
+    assert [path.name for path in root.iterdir()] == ["tiny"]
+
+
 def test_what_cannot_be_pulled(folder: Path, tmp_path: Path, hub: Hub) -> None:
     store = ModelStore(tmp_path / "store")
     with pytest.raises(InputError, match="neither here nor a hub id"):
@@ -206,6 +222,12 @@ def test_what_cannot_be_pulled(folder: Path, tmp_path: Path, hub: Hub) -> None:
         store.pull(str(folder), name="../up")
     with pytest.raises(InputError, match="is no GGUF file"):
         store.pull(str(folder / "config.json"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    with pytest.raises(FormatError, match=f"{bare}: holds no weights"):
+        store.pull(str(bare))
+    assert not store.root.exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="holds 0 GGUF files"):
         store.pull(str(tmp_path / "empty"))

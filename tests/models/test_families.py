@@ -169,6 +169,14 @@ def test_missing_tensor_is_named(config: dict[str, Any]) -> None:
             load_model(DictSource(left, config))
 
 
+def test_a_config_far_beyond_its_checkpoint_costs_nothing(config: dict[str, Any]) -> None:
+    """A layer's norm alone would be four gigabytes here."""
+    width = "n_embd" if "n_embd" in config else "hidden_size"
+    source = DictSource(_checkpoint(config), {**config, width: 10**9 // 3840 * 3840})
+    with pytest.raises(FormatError, match=r"the config describes a model of .* weights and the checkpoint holds"):
+        load_model(source)
+
+
 def test_misshaped_tensor_is_named(config: dict[str, Any]) -> None:
     tensors = _checkpoint(config)
     for name in list(tensors)[:: max(1, len(tensors) // 5)]:

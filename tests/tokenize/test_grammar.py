@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,15 @@ def test_bad_specs_name_the_problem(spec: GrammarSpec, match: str, compiler: Gra
     with pytest.raises(InputError, match=match) as caught:
         compiler.compile(spec)
     assert caught.value.field == spec.kind
+
+
+def test_what_the_library_knows_of_its_state_is_no_part_of_the_message() -> None:
+    error = "lexer error: too many expressions\n<state>\nParser: {}\n</state><grammar>\n</grammar>"
+    library: Any = SimpleNamespace(
+        unsafe_compute_mask_ptr=lambda address, size: None, is_error=lambda: True, get_error=lambda: error
+    )
+    with pytest.raises(InputError, match=r"too many expressions$"):
+        GrammarMatcher(library, 64, frozenset()).fill_mask(torch.zeros(2, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("seed", range(40))
