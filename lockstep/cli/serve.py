@@ -10,8 +10,10 @@ from typing import Annotated
 import tyro
 
 from lockstep.cli.model_words import names_language_model
+from lockstep.core.collector import collector_paused
 from lockstep.core.errors import ConfigError
-from lockstep.core.extras import require
+from lockstep.core.extras import check_installed
+from lockstep.server.address import check_address
 from lockstep.server.config import ServeConfig
 
 
@@ -33,13 +35,20 @@ class ServeArgs:
 
 
 def main(args: Sequence[str]) -> int:
-    for module in ("fastapi", "uvicorn"):
-        require(module, extra="serve")
+    check_installed("fastapi", "uvicorn", extra="serve")
     if "--store" in args or any(names_language_model(argument) for argument in args):
-        from lockstep.cli.serve_language import main as serve_language
-
+        with collector_paused():
+            from lockstep.cli.serve_language import main as serve_language
         return serve_language(args)
     wish = tyro.cli(ServeArgs, args=list(args), prog="lockstep serve")
+    for word in wish.policies:
+        path = word.partition("=")[2] or word
+        if not Path(path).exists():
+            raise ConfigError(
+                f"{path} does not exist; give a run directory or a policy folder, or of a language model a GGUF file, a "
+                "Hugging Face folder, a name that `lockstep list` shows, or a hub id such as org/name"
+            )
+    check_address(wish.server.host, wish.server.port)
     from lockstep.server.run import serve
 
     serve(wish.policies, wish.server, key=read_key(wish))

@@ -11,6 +11,8 @@ import tyro
 
 from lockstep.cli.model_words import of_run
 from lockstep.cli.store_args import stored_path
+from lockstep.core.collector import collector_paused
+from lockstep.server.address import check_address
 from lockstep.server.language_config import LanguageConfig
 
 
@@ -33,19 +35,21 @@ class ServeLanguageArgs:
 
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ServeLanguageArgs, args=list(args), prog="lockstep serve")
-    from lockstep.cli.serve import key_of
-    from lockstep.server.service import LanguageService, begin_loading
+    with collector_paused():
+        from lockstep.cli.serve import key_of
+        from lockstep.server.service import LanguageService, begin_loading
 
-    chosen, server = of_run(wish.model, wish.weights), wish.server
-    path = stored_path(chosen, wish.store)
-    if path != wish.model and not server.served_name:
-        # Clients know the model by the name it has in the store or of its run, not by that of its file.
-        server = replace(server, served_name=wish.model if path != chosen else Path(wish.model).name)
-    key = key_of(wish.api_key, wish.api_key_file)
-    service = LanguageService(path, server)
-    begin_loading(service)
-    # The model is loaded while the HTTP server is imported.
-    from lockstep.server.language_run import serve_language
+        chosen, server = of_run(wish.model, wish.weights), wish.server
+        path = stored_path(chosen, wish.store)
+        if path != wish.model and not server.served_name:
+            # Clients know the model by the name it has in the store or of its run, not by that of its file.
+            server = replace(server, served_name=wish.model if path != chosen else Path(wish.model).name)
+        key = key_of(wish.api_key, wish.api_key_file)
+        check_address(server.host, server.port)
+        service = LanguageService(path, server)
+        begin_loading(service)
+        # The model is loaded while the HTTP server is imported.
+        from lockstep.server.language_run import serve_language
 
     serve_language(service, key=key)
     return 0

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_lock = threading.Lock()
+_num_pauses = 0
+_was_enabled = True
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No search within; where one was paused already it stays so.
+    """No search within, nor in other threads: the collector is the process's. It starts again when the last of the pauses of
+    all threads ends.
 
     Importing PyTorch and building a tokenizer make some hundred thousand objects that are not garbage; looking through
     them again and again took a tenth of a server's start.
@@ -21,13 +27,19 @@ def collector_paused() -> Iterator[None]:
     >>> gc.isenabled()
     True
     """
-    before = gc.isenabled()
-    gc.disable()
+    global _num_pauses, _was_enabled
+    with _lock:
+        if _num_pauses == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _num_pauses += 1
     try:
         yield
     finally:
-        if before:
-            gc.enable()
+        with _lock:
+            _num_pauses -= 1
+            if _num_pauses == 0 and _was_enabled:
+                gc.enable()
 
 
 @contextmanager

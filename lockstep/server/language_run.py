@@ -16,7 +16,7 @@ import uvicorn
 
 from lockstep.server.language import LanguageGate, build_language_app
 from lockstep.server.language_config import LanguageConfig
-from lockstep.server.run import KEEP_ALIVE_S, http_protocol
+from lockstep.server.listening import http_server
 from lockstep.server.service import LanguageService, State
 
 log = logging.getLogger("lockstep.server")
@@ -42,19 +42,13 @@ def serve_language(service: LanguageService, *, key: str = "") -> None:
 
 def language_server(app: LanguageGate, config: LanguageConfig) -> uvicorn.Server:
     """The HTTP server, not yet listening."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            log_config=None,
-            access_log=config.access_log,
-            server_header=False,
-            limit_concurrency=config.max_connections,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=5,
-            http=http_protocol(),
-        )
+    return http_server(
+        app,
+        host=config.host,
+        port=config.port,
+        max_connections=config.max_connections,
+        access_log=config.access_log,
+        drain_s=5.0,
     )
 
 

@@ -6,16 +6,13 @@ import logging
 import signal
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import torch
-import uvicorn
 
 from lockstep.server.app import build_app
 from lockstep.server.config import ServeConfig
+from lockstep.server.listening import http_server
 from lockstep.server.repository import Repository, name_folders
-
-KEEP_ALIVE_S = 75
 
 
 def serve(folders: Sequence[str], config: ServeConfig, *, key: str = "") -> None:
@@ -36,33 +33,18 @@ def serve(folders: Sequence[str], config: ServeConfig, *, key: str = "") -> None
         logging.getLogger("lockstep.server").info(
             "policy %s: version %s, digest %s, %s", served.name, loaded.version, loaded.digest[:12], served.path
         )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(repository, config, key=key),
-            host=config.host,
-            port=config.port,
-            log_config=None,
-            access_log=config.access_log,
-            server_header=False,
-            limit_concurrency=config.max_connections,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(config.drain_s),
-            http=http_protocol(),
-        )
+    server = http_server(
+        build_app(repository, config, key=key),
+        host=config.host,
+        port=config.port,
+        max_connections=config.max_connections,
+        access_log=config.access_log,
+        drain_s=config.drain_s,
     )
     # uvicorn raises the signal again once it has drained; these make that the orderly end of this function.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ended)
     server.run()
-
-
-def http_protocol() -> Any:
-    """uvicorn's fast protocol with joined writes, or its pure Python one where httptools is missing."""
-    try:
-        from lockstep.server.transport import JoinedProtocol
-    except ImportError:
-        return "auto"
-    return JoinedProtocol
 
 
 def _ended(number: int, frame: FrameType | None) -> None:

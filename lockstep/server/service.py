@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lockstep.core.collector import collector_paused
 from lockstep.core.errors import ConfigError, InputError, LockstepError, ServingError
 from lockstep.core.request import Request, WeightsVersion
 from lockstep.core.sampling import SamplingParams
@@ -315,7 +316,9 @@ def begin_loading(service: LanguageService) -> Future[Engine]:
     def load_engine() -> None:
         loading.set_running_or_notify_cancel()  # a server that is stopped meanwhile leaves the result alone
         try:
-            loading.set_result(service._load())
+            with collector_paused():
+                engine = service._load()
+            loading.set_result(engine)
         except BaseException as error:  # told by `start`
             loading.set_exception(error)
 

@@ -285,16 +285,24 @@ def _read_array(cursor: _Cursor, what: str, depth: int) -> Field:
 
 def _read_strings(cursor: _Cursor, count: int, what: str) -> list[str]:
     """As `cursor.string`, without a call for each: a vocabulary has hundreds of thousands."""
-    view, at, size, length_of = cursor.view, cursor.at, cursor.size, _U64.unpack_from
-    strings: list[str] = []
+    first, view, at, size, length_of = cursor.at, cursor.view, cursor.at, cursor.size, _U64.unpack_from
+    begins: list[int] = []
     for _ in range(count):
+        begins.append(at)
         start = at + 8
         at = start + length_of(view, at)[0] if start <= size else size + 1
         if at > size:
-            raise cursor.fail(f"item {len(strings)} of {what} ends after the file: it is truncated or damaged")
-        strings.append(str(view[start:at], "utf-8", "surrogateescape"))
+            raise cursor.fail(f"item {len(begins) - 1} of {what} ends after the file: it is truncated or damaged")
     cursor.at = at
-    return strings
+    # Of a length's eight bytes the last is zero and separates: all strings are decoded at once.
+    kept = np.ones(at - first, np.bool_)
+    lengths = np.array(begins, np.int64)[:, None] - first + np.arange(7)
+    kept[lengths] = False
+    joined = cursor.data[first:at][kept].tobytes()
+    if joined.count(0) == count:
+        return joined.decode("utf-8", "surrogateescape").split("\0")[1:]
+    ends = [*begins[1:], at]  # some string holds a zero itself
+    return [str(view[b + 8 : e], "utf-8", "surrogateescape") for b, e in zip(begins, ends, strict=True)]
 
 
 def _alignment(metadata: dict[str, Field], path: str) -> int:

@@ -77,6 +77,13 @@ def test_every_type_has_the_packages_size() -> None:
         assert (ours.name, ours.block_size, ours.block_bytes) == (kind.name, block, size)
 
 
+@pytest.mark.parametrize("strings", [[b"a", b"\xc3", b"\xa9", b""], [b"a\0b", b"\0", b"c"], []])
+def test_lists_of_strings_keep_every_byte(strings: list[bytes]) -> None:
+    items = b"".join(struct.pack("<Q", len(item)) + item for item in strings)
+    found = GGUFFile.from_bytes(container([field("k", 9, array(8, len(strings), items))])).value("k")
+    assert [item.encode("utf-8", "surrogateescape") for item in found] == strings
+
+
 def test_tensor_bytes_are_no_copy(path: Path) -> None:
     file = GGUFFile.open(path)
     assert np.shares_memory(file.tensor_bytes("a"), file.parts[0])
@@ -213,10 +220,10 @@ def test_hostile_files(name: str) -> None:
 def test_many_empty_strings_are_refused_before_they_cost_anything() -> None:
     """A large file of zeros may claim tens of millions of strings that all fit."""
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field("k", 9, array(8, 5_000_000))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match="strings together"):
         GGUFFile.from_bytes(head + bytes(40_000_000))
-    assert time.perf_counter() - start < 0.2
+    assert time.process_time() - start < 0.2
 
 
 def test_truncation_anywhere_is_an_error(path: Path) -> None:
