@@ -33,7 +33,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "ppo-cartpole", "--gamma", "1.5"], "gamma=1.5"),
         (["train", "ppo-cartpole", "--run.total-steps", "0"], "total_steps=0"),
         (["train", "--resume", "no-such-run"], "not a run directory"),
-        (["eval", "no-such-run"], "not a policy folder"),
+        (["eval", "no-such-run"], "does not exist; expected a run directory"),
         (["bench", "contrl"], "did you mean 'control'"),
     ],
 )
