@@ -39,6 +39,10 @@ def collector_paused() -> Iterator[None]:
         with _lock:
             _num_pauses -= 1
             if _num_pauses == 0 and _was_enabled:
+                if gc.get_freeze_count() == 0:
+                    # What was made within counts as old from here on: else the next search would go through all of it.
+                    gc.freeze()
+                    gc.unfreeze()
                 gc.enable()
 
 
