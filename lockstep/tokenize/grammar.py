@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from lockstep.tokenize.tokenizer import Tokenizer
 _JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
 _KINDS = ("json_schema", "json_object", "regex", "choices", "grammar")
 _CACHE_ENTRIES = 64
+_MASK_SECONDS = 2.0
+"""Processor time that the masks of one text may take in all: every other stream waits meanwhile. An honest one takes
+microseconds to a millisecond."""
 _PROBE = "\x02"
 
 
@@ -217,6 +221,7 @@ class GrammarMatcher:
         self._num_logits = num_logits
         self._eos_ids = eos_ids
         self._num_ends = num_ends  # eos ids taken after the text was complete, which the library does not count
+        self._seconds = 0.0
 
     def fill_mask(self, out: torch.Tensor) -> None:
         """Write which ids may come next.
@@ -226,7 +231,8 @@ class GrammarMatcher:
                 ids; once the text is finished only the eos ids are.
 
         Raises:
-            InputError: a tensor of another shape or dtype, or the grammar became too complex to go on with.
+            InputError: a tensor of another shape or dtype, or the grammar became too complex to go on with, or its masks
+                have taken 2 s of processor time.
         """
         words = (self._num_logits + 31) // 32
         wanted = {torch.int32: words, torch.bool: self._num_logits}.get(out.dtype)
@@ -237,7 +243,9 @@ class GrammarMatcher:
                 field="out",
             )
         row_W = out if out.dtype == torch.int32 else torch.empty(words, dtype=torch.int32)
+        began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(row_W.data_ptr(), 4 * words)
+        self._seconds += time.thread_time() - began
         self._check()
         if out.dtype == torch.bool:
             bits = torch.arange(32, dtype=torch.int32)
@@ -290,3 +298,9 @@ class GrammarMatcher:
         if self._matcher.is_error():
             problem = self._matcher.get_error().partition("\n<state>")[0]  # the library appends all it knows
             raise InputError(f"the grammar cannot go on: {problem}", field="grammar")
+        if self._seconds > _MASK_SECONDS:
+            raise InputError(
+                f"the grammar cannot go on: its masks took {self._seconds:.1f} s where {_MASK_SECONDS:.0f} are allowed; use "
+                "smaller repetitions, such as [a-z]{1,64}",
+                field="grammar",
+            )

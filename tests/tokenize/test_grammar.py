@@ -223,3 +223,14 @@ def test_unknown_kind_and_missing_eos(metadata_of: Any) -> None:
     metadata["tokenizer.ggml.token_type"] = [1] * 50257
     with pytest.raises(ConfigError, match="eos"):
         GrammarCompiler(Tokenizer.from_gguf_metadata(metadata))
+
+
+def test_a_grammar_whose_masks_take_too_long_ends_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repetition of repetitions takes seconds a mask, in which every other stream would wait."""
+    seconds = iter((0.0, 1.5, 2.0, 3.0))
+    matcher = GrammarCompiler(load("gpt-2")).compile(GrammarSpec.regex("a{5}"))
+    monkeypatch.setattr("lockstep.tokenize.grammar.time.thread_time", lambda: next(seconds))
+    mask = torch.empty((matcher._num_logits + 31) // 32, dtype=torch.int32)
+    matcher.fill_mask(mask)
+    with pytest.raises(InputError, match=r"took 2\.5 s where 2 are allowed"):
+        matcher.fill_mask(mask)
