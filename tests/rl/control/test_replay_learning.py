@@ -1,5 +1,4 @@
-"""Replay and offline algorithms learn small problems, each within half a minute or so on one core. The plain ones solve
-them; a variant ends once it is far above what an untrained policy gets."""
+"""Replay and offline algorithms solve small problems, each within a minute or so on one core."""
 
 from __future__ import annotations
 
@@ -28,11 +27,6 @@ DQN = dqn.DQNConfig(
     exploration_fraction=0.16,
     epsilon_end=0.04,
 )
-VARIANT = replace(
-    DQN,
-    replay=replace(DQN.replay, n_step=3),
-    run=replace(DQN.run, stop_at_return=250.0),
-)
 SAC = sac.SACConfig(
     env=PENDULUM,
     network=SMALL,
@@ -43,18 +37,18 @@ SAC = sac.SACConfig(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "least"),
+    "config",
     [
-        (DQN, 400),
-        (replace(VARIANT, double=True, dueling=True, prioritised=True), 200),
-        (replace(VARIANT, distribution="quantile", num_atoms=10), 200),
-        (replace(VARIANT, distribution="categorical", support=(0.0, 100.0)), 200),
+        DQN,
+        replace(DQN, double=True, dueling=True, prioritised=True, replay=replace(DQN.replay, n_step=3)),
+        replace(DQN, distribution="quantile", num_atoms=25),
+        replace(DQN, distribution="categorical", support=(0.0, 100.0), replay=replace(DQN.replay, n_step=3)),
     ],
     ids=["plain", "double-dueling-prioritised", "quantile", "categorical"],
 )
-def test_dqn_balances_cartpole(config: dqn.DQNConfig, least: float) -> None:
+def test_dqn_balances_cartpole(config: dqn.DQNConfig) -> None:
     result = dqn.train(config, Session(config.run, config.env))
-    assert result.evaluation.mean >= least, str(result.evaluation)
+    assert result.evaluation.mean >= 400, str(result.evaluation)
 
 
 @pytest.mark.slow
@@ -68,35 +62,35 @@ def test_discrete_sac_balances_cartpole() -> None:
     config = replace(
         SAC,
         env=EnvConfig(num_envs=1),
-        run=RunConfig(total_steps=30_000, eval_every=2_000, stop_at_return=250.0, final_episodes=30),
+        run=RunConfig(total_steps=30_000, eval_every=3_000, stop_at_return=450.0, final_episodes=30),
         replay=ReplayConfig(batch_size=64, learning_starts=1_000, n_step=3, train_freq=4, gradient_steps=2),
         temperature=0.05,
         tau=0.01,
     )
     result = sac.train(config, Session(config.run, config.env))
-    assert result.evaluation.mean >= 200, str(result.evaluation)
+    assert result.evaluation.mean >= 400, str(result.evaluation)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["td3", "ddpg"])
 def test_td3_swings_up_the_pendulum(variant: str) -> None:
-    run = RunConfig(total_steps=10_000, eval_every=500, stop_at_return=-400.0, final_episodes=20)
+    run = RunConfig(total_steps=10_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=20)
     replay = ReplayConfig(batch_size=128, learning_starts=1_000)
     config = td3.TD3Config(env=PENDULUM, network=SMALL, run=run, replay=replay, learning_rate=3e-3)
     config = td3.ddpg(config) if variant == "ddpg" else config
     result = td3.train(config, Session(config.run, config.env))
-    assert result.evaluation.mean >= -500, str(result.evaluation)
+    assert result.evaluation.mean >= -250, str(result.evaluation)
 
 
 @pytest.mark.slow
 def test_tqc_swings_up_the_pendulum() -> None:
-    run = RunConfig(total_steps=5_000, eval_every=500, stop_at_return=-400.0, final_episodes=20)
+    run = RunConfig(total_steps=5_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=20)
     replay = ReplayConfig(batch_size=128)
     config = tqc.TQCConfig(
         env=PENDULUM, network=SMALL, run=run, replay=replay, learning_rate=3e-3, num_quantiles=10, num_dropped=1
     )
     result = tqc.train(config, Session(config.run, config.env))
-    assert result.evaluation.mean >= -500, str(result.evaluation)
+    assert result.evaluation.mean >= -250, str(result.evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +105,7 @@ def cartpole_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pendulum_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained policy's samples and a random policy's, on Pendulum."""
-    run = RunConfig(total_steps=6_000, eval_every=1_000, stop_at_return=-200.0, final_episodes=0)
+    run = RunConfig(total_steps=6_000, final_episodes=0)
     policy = sac.train(replace(SAC, run=run), Session(run, SAC.env)).policy
     folder = tmp_path_factory.mktemp("data")
     env = replace(PENDULUM, num_envs=8)
@@ -152,11 +146,11 @@ def test_iql_learns_from_a_pendulum_policys_data(pendulum_data: Path) -> None:
 
 
 def test_an_untrained_policy_is_far_from_these_scores() -> None:
-    """The thresholds above mean something: CartPole's random policy holds it for 20 steps or so."""
+    """The thresholds above mean something."""
     from lockstep.envs.control.make import make_env
     from lockstep.rl.evaluate import evaluate
 
     env = make_env(PENDULUM, seed=0)
     policy = Policy(SAC.policy_spec(env.obs_space, env.action_space), seed=0)
     env.close()
-    assert evaluate(policy, PENDULUM, episodes=10, seed=0).mean < -800
+    assert evaluate(policy, PENDULUM, episodes=10, seed=0).mean < -600
