@@ -15,9 +15,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from lockstep.cli.figures import measured_with
 from lockstep.core.env import child_environment
 from lockstep.core.errors import ConfigError, unknown_name
-from lockstep.runs.versions import describe_versions
 
 # (case, our steps, peer steps, ratio to Stable-Baselines3 that we want, its reference median on two cores)
 PLAN: dict[str, tuple[int, int, float, float]] = {
@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> int:
         console.print(f"measured {name}")
     console.print(table(figures))
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), "cases": figures}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), "cases": figures}, indent=2) + "\n")
     return 0
 
 

@@ -25,9 +25,9 @@ from lockstep.cli import bench_kernels
 from lockstep.cli.engine_bench import models, tables
 from lockstep.cli.engine_bench.process import Worker
 from lockstep.cli.engine_bench.start import measure_starts
+from lockstep.cli.figures import measured_with
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.kernels import native
-from lockstep.runs.versions import describe_versions
 
 CASES = {"llama.cpp": ("decode", "prefill", "start"), "vllm": ("streams", "unshared", "shared")}
 FORMATS = {"llama.cpp": tuple(models.GGUF_KINDS), "vllm": models.VLLM_KINDS}
@@ -82,7 +82,7 @@ def main(args: Sequence[str]) -> int:
             figures["formats"][kind] = (beside_llama if wish.peer == "llama.cpp" else beside_vllm)(wish, kind, folder)
             console.print(f"measured {kind}")
             if wish.json is not None:  # after each format: a run may be ended early
-                wish.json.write_text(json.dumps({"versions": describe_versions(), **figures}, indent=2) + "\n")
+                wish.json.write_text(json.dumps({"versions": measured_with(), **figures}, indent=2) + "\n")
     for table in tables.tables(figures):
         console.print(table)
     return 0

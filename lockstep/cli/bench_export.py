@@ -23,9 +23,9 @@ from rich.table import Table
 
 from lockstep.api import env_of, load
 from lockstep.cli.export import TARGETS, export
+from lockstep.cli.figures import measured_with
 from lockstep.core.errors import ConfigError, MissingExtraError, unknown_name
 from lockstep.models.control.policy import Policy
-from lockstep.runs.versions import describe_versions
 
 REPEAT = 300
 
@@ -75,7 +75,7 @@ def main(args: Sequence[str]) -> int:
         if figure["missing"]:
             print(f"{figure['target']}: {figure['missing']}")
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), **document}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), **document}, indent=2) + "\n")
     return 1 if any(figure["different_actions"] for figure in document["targets"]) else 0
 
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lockstep import kernels
+from lockstep.cli.figures import measured_with
 from lockstep.core.errors import ConfigError, LockstepError, unknown_name
 from lockstep.kernels import native
 from lockstep.kernels.packed_linear import FORMATS, PackedWeight, pack, packed_linear, stack
-from lockstep.runs.versions import describe_versions
 
 SHAPES = ((1152, 896), (896, 896), (9728, 896), (896, 4864))
 """(outputs, inputs): query + key + value, output, gate + up, down."""
@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
         torch.set_num_threads(before[1])
     Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), **figures}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), **figures}, indent=2) + "\n")
     return 0
 
 

@@ -22,6 +22,7 @@ import tyro
 
 from lockstep import kernels
 from lockstep.cli.engine_bench.process import Worker
+from lockstep.cli.figures import measured_with
 from lockstep.cli.rl_bench.ours import Plan
 from lockstep.cli.rl_bench.plain import with_torch_products
 from lockstep.core.errors import ConfigError
@@ -31,7 +32,6 @@ from lockstep.learn.optimiser import OptimiserConfig
 from lockstep.learn.packing import Example, MicroBatch, micro_batches
 from lockstep.rl.lm.algorithms import ALGORITHMS
 from lockstep.rl.lm.losses import Counts, policy_loss
-from lockstep.runs.versions import describe_versions
 
 DEADLINE_S = 600.0
 EXACT_TARGET, PEER_TARGET = 1.05, 5.0
@@ -86,7 +86,7 @@ def main(args: Sequence[str]) -> int:
             figures["trl"] = beside_trl(wish, made, prompts, Path(folder))
             _say_peer(figures["trl"])
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), **figures}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), **figures}, indent=2) + "\n")
     return 0
 
 

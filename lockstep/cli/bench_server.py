@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from lockstep import kernels
+from lockstep.cli.figures import measured_with
 from lockstep.cli.http_load import GRACE_S, LoadResult, LoadWish
 from lockstep.core.errors import ConfigError, DeadlineError
 from lockstep.core.extras import require
@@ -30,7 +30,6 @@ from lockstep.models.control.actor import Actor
 from lockstep.models.control.folder import load_policy, save_policy
 from lockstep.models.control.policy import Policy
 from lockstep.models.control.spec import PolicySpec
-from lockstep.runs.versions import describe_versions
 
 START_DEADLINE_S = 60.0
 RAW_SECONDS = 0.5
@@ -260,8 +259,7 @@ def _write(wish: BenchServerArgs, raw: RawRate, results: dict[str, LoadResult], 
         "raw": asdict(raw),
         "results": {title: {**asdict(r), "requests_per_s": r.rate} for title, r in results.items()},
         "mean_batch_rows": mean_rows,
-        "versions": describe_versions(json.dumps(kernels.describe()))
-        | {package: importlib.metadata.version(package) for package in packages},
+        "versions": measured_with() | {package: importlib.metadata.version(package) for package in packages},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     wish.json.write_text(json.dumps(document, indent=2) + "\n")

@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from lockstep.cli.figures import measured_with
 from lockstep.core.errors import ConfigError, LockstepError
 from lockstep.core.request import Request, Sample
 from lockstep.core.sampling import SamplingParams
@@ -32,7 +33,6 @@ from lockstep.engine.async_engine import AsyncEngine
 from lockstep.engine.config import EngineConfig, Policy
 from lockstep.engine.engine import Engine, PauseMode
 from lockstep.models.families import build_model
-from lockstep.runs.versions import describe_versions
 
 MODEL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -107,7 +107,7 @@ def main(args: Sequence[str]) -> int:
         if name != "rss_mib":
             console.print(f"{name:<24} {value}")
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), **figures}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), **figures}, indent=2) + "\n")
     if figures["rss_growth_mib"] > wish.growth_mib:
         raise LockstepError(f"memory grew by {figures['rss_growth_mib']} MiB; expected at most {wish.growth_mib}")
     return 0

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lockstep.api import env_of, load, train
+from lockstep.cli.figures import measured_with
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.envs.control.config import EnvConfig
 from lockstep.models.control.folder import save_policy
@@ -31,7 +32,6 @@ from lockstep.rl.control.distill import PolicyDistillConfig
 from lockstep.rl.evaluate import evaluate_decider
 from lockstep.rl.session import RunConfig
 from lockstep.runs.config_json import config_to_json
-from lockstep.runs.versions import describe_versions
 
 METHODS = {
     "prune-weights": "the smallest weights of each matrix become zero, then tuned towards the original",
@@ -106,7 +106,7 @@ def main(args: Sequence[str]) -> int:
     Console(width=None if sys.stdout.isatty() else 150).print(table(document))
     print(f"wrote {out}")
     if wish.json is not None:
-        wish.json.write_text(json.dumps({"versions": describe_versions(), **document}, indent=2) + "\n")
+        wish.json.write_text(json.dumps({"versions": measured_with(), **document}, indent=2) + "\n")
     return 0
 
 

@@ -14,6 +14,7 @@ import tyro
 from lockstep.api import evaluate
 from lockstep.cli import evaluate_language
 from lockstep.cli.model_words import names_language_model
+from lockstep.cli.store_args import meant
 from lockstep.core.errors import ConfigError
 
 
@@ -43,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     if words and args[0] == words[0] and not Path(words[0]).exists():
         raise ConfigError(
             f"{words[0]!r} does not exist; expected a run directory, a policy folder, or a language model's folder, GGUF file "
-            "or hub id; `lockstep runs list` shows runs"
+            f"or hub id; `lockstep runs list` shows runs{meant(words[0])}"
         )
     wish = tyro.cli(EvalArgs, args=list(args), prog="lockstep eval")
     result = evaluate(

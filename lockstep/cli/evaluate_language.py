@@ -12,6 +12,7 @@ import tyro
 
 from lockstep.api import read_config
 from lockstep.cli.model_words import of_run
+from lockstep.cli.store_args import stored_path, suggesting
 from lockstep.core.errors import ConfigError
 from lockstep.engine.llm import load
 from lockstep.envs.lm.make import TaskConfig, make_tasks
@@ -29,7 +30,7 @@ class LanguageEvalArgs:
     """Evaluate a language model on problems it was not trained on."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """Run directory, model folder, GGUF file or hub id."""
+    """Run directory, model folder, GGUF file, a name in the store, or hub id."""
     task: str = ""
     """Task by name, with its own defaults (default: the run's)."""
     task_options: dict[str, bool | int | float | str] = field(default_factory=dict)
@@ -61,7 +62,9 @@ def main(args: Sequence[str]) -> int:
     set_num_threads(wish.num_threads)
     task, rollout, verifier, level = _of_run(wish)
     rollout = replace(rollout, max_tokens=wish.max_tokens or rollout.max_tokens)
-    model, tokenizer = load(of_run(str(wish.source), wish.weights), wish.dtype)
+    source = str(wish.source)
+    with suggesting(source):
+        model, tokenizer = load(stored_path(of_run(source, wish.weights)), wish.dtype)
     held_out = make_tasks(task)[1]
     rows: dict[str, tuple[Scores, list[Group]]] = {}
     with VerifierPool(verifier) as pool:

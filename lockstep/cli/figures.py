@@ -1,4 +1,5 @@
-"""The file of a benchmark that takes hours: written after every training, gone on with after an interruption."""
+"""What a benchmark writes: with what it was measured; and the file of one that takes hours, written after every training,
+gone on with after an interruption."""
 
 from __future__ import annotations
 
@@ -6,8 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lockstep import kernels
 from lockstep.core.errors import ConfigError
 from lockstep.runs.versions import describe_versions
+
+
+def measured_with() -> dict[str, Any]:
+    """Packages, commit and machine, and which kernels were used: a figure of ours means little without."""
+    return describe_versions(json.dumps(kernels.describe()))
 
 
 def begin_figures(path: Path | None, *parts: str) -> dict[str, Any]:
@@ -20,7 +27,7 @@ def begin_figures(path: Path | None, *parts: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file holds figures of another commit.
     """
-    figures: dict[str, Any] = {"versions": describe_versions(), **{part: {} for part in parts}}
+    figures: dict[str, Any] = {"versions": measured_with(), **{part: {} for part in parts}}
     if path is None or not path.exists():
         return figures
     earlier = dict(json.loads(path.read_text()))

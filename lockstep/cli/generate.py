@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from lockstep.cli.model_words import refuse_unfinished
-from lockstep.cli.store_args import stored_path
+from lockstep.cli.store_args import stored_path, suggesting
 from lockstep.core.errors import ConfigError
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.config import EngineConfig
@@ -65,14 +65,15 @@ class ModelArgs:
         """The model, ready to generate."""
         refuse_unfinished(Path(model))
         mib = self.kv_memory_mib
-        return LLM(
-            stored_path(model, self.store),
-            config=EngineConfig(max_context=self.max_context, max_sequences=max_sequences),
-            dtype=self.dtype,
-            draft=self.draft or None,
-            memory_bytes=None if mib is None else mib * 2**20,
-            num_threads=self.num_threads,
-        )
+        with suggesting(model, self.store):
+            return LLM(
+                stored_path(model, self.store),
+                config=EngineConfig(max_context=self.max_context, max_sequences=max_sequences),
+                dtype=self.dtype,
+                draft=self.draft or None,
+                memory_bytes=None if mib is None else mib * 2**20,
+                num_threads=self.num_threads,
+            )
 
 
 @dataclass(frozen=True)

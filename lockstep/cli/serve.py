@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from lockstep.cli.model_words import names_language_model
+from lockstep.cli.store_args import meant
 from lockstep.core.collector import collector_paused
 from lockstep.core.errors import ConfigError
 from lockstep.core.extras import check_installed
@@ -46,7 +47,7 @@ def main(args: Sequence[str]) -> int:
         if not Path(path).exists():
             raise ConfigError(
                 f"{path} does not exist; give a run directory or a policy folder, or of a language model a GGUF file, a "
-                "Hugging Face folder, a name that `lockstep list` shows, or a hub id such as org/name"
+                f"Hugging Face folder, a name that `lockstep list` shows, or a hub id such as org/name{meant(path)}"
             )
     check_address(wish.server.host, wish.server.port)
     from lockstep.server.run import serve

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lockstep.cli.model_words import of_run
-from lockstep.cli.store_args import stored_path
+from lockstep.cli.store_args import stored_path, suggesting
 from lockstep.core.collector import collector_paused
 from lockstep.server.address import check_address
 from lockstep.server.language_config import LanguageConfig
@@ -51,5 +51,6 @@ def main(args: Sequence[str]) -> int:
         # The model is loaded while the HTTP server is imported.
         from lockstep.server.language_run import serve_language
 
-    serve_language(service, key=key)
+    with suggesting(wish.model, wish.store):
+        serve_language(service, key=key)
     return 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from lockstep.core.env import model_store
+from lockstep.core.errors import InputError
 from lockstep.interop.store import ModelStore, StoredModel, describe
 
 
@@ -60,6 +62,24 @@ def stored_path(word: str, store: Path | None = None) -> str:
     """The path of a model that the store has under this name, else the word itself; what is here goes before names."""
     found = None if Path(word).exists() else opened(store).find(word)
     return word if found is None else str(found.path)
+
+
+def meant(word: str, store: Path | None = None) -> str:
+    """What to add to the news that there is no such model: names of the store that are near; empty if none is."""
+    names = " or ".join(map(repr, opened(store).near(word)))
+    return f"; did you mean {names}, which `lockstep list` shows?" if names else ""
+
+
+@contextmanager
+def suggesting(word: str, store: Path | None = None) -> Iterator[None]:
+    """The error that neither this machine nor the hub has a model goes on with the names of the store that are near."""
+    try:
+        yield
+    except InputError as error:
+        hint = "" if error.field != "model" or Path(word).exists() else meant(word, store)
+        if hint:
+            raise InputError(f"{error}{hint}", field="model") from error
+        raise
 
 
 def pull(args: Sequence[str]) -> int:

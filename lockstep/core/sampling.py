@@ -43,7 +43,7 @@ class SamplingParams:
     max_tokens: int | None = None
     """Tokens to generate; None: as many as the context allows."""
     min_tokens: int = 0
-    """Tokens before which neither an end-of-sequence token nor a stop may end the text."""
+    """Tokens before which neither an end-of-sequence token nor a stop may end the text; at most max_tokens."""
     temperature: float = 1.0
     """0 takes the most probable token."""
     top_k: int = 0
@@ -59,8 +59,8 @@ class SamplingParams:
     """Subtracted once per occurrence in the text."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, addend)."""
-    allowed_token_ids: tuple[int, ...] = ()
-    """Only these may be drawn; empty: all."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these may be drawn; None: all."""
     bad_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     """Words that are not written: of the tokens that spell one, with a space before it and without, the last is banned
@@ -101,11 +101,18 @@ class SamplingParams:
             _range(name, value, -2.0 <= value <= 2.0, "between -2 and 2")
         if self.max_tokens is not None:
             _range("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more, or None")
-        _range("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
+        most = self.max_tokens
+        bounds = "0 or more" if most is None else f"0 <= min_tokens <= max_tokens={most}"
+        _range("min_tokens", self.min_tokens, 0 <= self.min_tokens <= (most or self.min_tokens), bounds)
         _range("n", self.n, self.n >= 1, "1 or more")
         _range("best_of", self.best_of or self.n, (self.best_of or self.n) >= self.n, f"n={self.n} or more, or None")
         _range("length_penalty", self.length_penalty, abs(self.length_penalty) < float("inf"), "a finite number")
         _range("num_logprobs", self.num_logprobs, self.num_logprobs >= 0, "0 or more")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InputError(
+                "allowed_token_ids is empty, so no token could be drawn; name at least one, or leave it out to allow all",
+                field="allowed_token_ids",
+            )
         if any(not word.strip() for word in self.bad_words):
             raise InputError("bad_words holds an empty string or blanks only; expected words", field="bad_words")
         if any(not text for text in self.stop):

@@ -125,6 +125,11 @@ class Admission:
                 f"{PAGE}): shorten either",
                 field="max_tokens" if most >= 1 else "prompt",
             )
+        if params.min_tokens > most:
+            raise InputError(
+                f"a prompt of {num_prompt} tokens and min_tokens={params.min_tokens}; the context has room for {most} more",
+                field="min_tokens",
+            )
         if max(params.num_logprobs, params.prompt_logprobs or 0) > self._vocab_size:
             raise InputError(f"more alternatives wanted than {self._vocab_size} tokens there are", field="num_logprobs")
         if params.num_sequences > plan.max_queue:

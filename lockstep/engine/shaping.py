@@ -165,10 +165,10 @@ class Shaper:
 
 def _banned_ids(params: SamplingParams, vocab_size: int) -> Tensor | None:
     """bool [V], or None when nothing is banned for good."""
-    if not params.allowed_token_ids and not params.bad_token_ids:
+    if params.allowed_token_ids is None and not params.bad_token_ids:
         return None
-    banned = torch.full((vocab_size,), bool(params.allowed_token_ids))
-    banned[list(params.allowed_token_ids)] = False
+    banned = torch.full((vocab_size,), params.allowed_token_ids is not None)
+    banned[list(params.allowed_token_ids or ())] = False
     banned[list(params.bad_token_ids)] = True
     return banned
 
@@ -199,14 +199,14 @@ def check_tokens(
     """
     for name, ids in (
         ("logit_bias", [token for token, _ in params.logit_bias]),
-        ("allowed_token_ids", params.allowed_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
         ("bad_token_ids", params.bad_token_ids),
         ("stop_token_ids", params.stop_token_ids),
     ):
         wrong = [token for token in ids if not 0 <= token < vocab_size]
         if wrong:
             raise InputError(f"{name} names token {wrong[0]}; expected 0 <= id < {vocab_size}", field=name)
-    left = set(params.allowed_token_ids or range(vocab_size)) if params.allowed_token_ids else None
+    left = set(params.allowed_token_ids) if params.allowed_token_ids is not None else None
     single = [ids[0] for ids in bad if len(ids) == 1]
     banned = {*params.bad_token_ids, *single, *((*ending_ids, *params.stop_token_ids) if params.min_tokens else ())}
     num_left = len(left - banned) if left is not None else vocab_size - len(banned)

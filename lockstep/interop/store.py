@@ -8,6 +8,7 @@ A model appears under its name when all of it is there, by one rename.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -84,6 +85,11 @@ class ModelStore:
             return None
         folder = self.root / _flat(name)
         return _read(folder) if (folder / RECORD).is_file() else None
+
+    def near(self, name: str) -> list[str]:
+        """Names of the store that somebody who wrote `name` may have meant, the nearest first; three at most."""
+        scores = {model.name: _nearness(name.lower(), model.name.lower()) for model in self.models()}
+        return sorted((known for known, score in scores.items() if score >= 0.6), key=lambda known: -scores[known])[:3]
 
     def get(self, name: str) -> StoredModel:
         """The model of this name.
@@ -215,6 +221,18 @@ class ModelStore:
 
 _ORIGIN = ".origin"
 """Of a partial pull: from where, so that two sources never mix."""
+
+
+def _nearness(one: str, other: str) -> float:
+    """Between 0 and 1, with or without the organisation; a name that begins with the other is near.
+
+    >>> _nearness("tiny", "org/tiny-instruct"), _nearness("gpt", "org/tiny") < 0.6
+    (0.9, True)
+    """
+    pairs = [(one, other), (one.rpartition("/")[2], other.rpartition("/")[2])]
+    if all(pairs[1]) and (pairs[1][0].startswith(pairs[1][1]) or pairs[1][1].startswith(pairs[1][0])):
+        return 0.9
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
 def _flat(name: str) -> str:

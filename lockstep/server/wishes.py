@@ -72,7 +72,7 @@ def sampling_params(
         presence_penalty=fields.number("presence_penalty", 0.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0),
         logit_bias=fields.addends("logit_bias"),
-        allowed_token_ids=fields.ids("allowed_token_ids"),
+        allowed_token_ids=fields.ids("allowed_token_ids") if "allowed_token_ids" in fields else None,
         bad_token_ids=fields.ids("bad_token_ids"),
         bad_words=fields.texts("bad_words"),
         stop=stop,

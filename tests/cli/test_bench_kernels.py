@@ -26,6 +26,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert list(figures["formats"]) == ["bf16", "int4"]
     assert all(value > 0 for figure in figures["formats"].values() for value in figure.values())
     assert figures["limits"]["read_gb_s"] > 0
+    assert json.loads(figures["versions"]["kernels"])["level"] == native.describe()["level"]
     assert "torch bf16" in capsys.readouterr().out
     assert torch.get_num_threads() == threads
 
@@ -45,3 +46,10 @@ def test_no_figure_without_the_twin(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "kernels", "--formats", "int9"]) == 2
     assert "unknown weight format" in capsys.readouterr().err
+
+
+def test_every_benchmark_says_which_kernels_it_used() -> None:
+    folder = Path(bench_kernels.__file__).parent
+    silent = {path.name for path in folder.glob("*.py") if "describe_versions" in path.read_text()}
+    # The importers' benchmark runs other frameworks' files, and goes on only where its versions are the same.
+    assert silent == {"figures.py", "bench_imports.py"}

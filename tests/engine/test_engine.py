@@ -147,6 +147,9 @@ def test_running_texts_go_on_while_a_long_prompt_comes_in() -> None:
     [
         ({"length": 300}, "prompt", "256"),
         ({"length": 100, "max_tokens": 200}, "max_tokens", "200"),
+        ({"length": 100, "max_tokens": None, "min_tokens": 157}, "min_tokens", "room for 156 more"),
+        ({"length": 5, "max_tokens": 3, "min_tokens": 4}, "min_tokens", "max_tokens=3"),
+        ({"length": 5, "allowed_token_ids": ()}, "allowed_token_ids", "at least one"),
         ({"length": 5, "stop": ("x",)}, "stop", "tokenizer"),
         ({"length": 5, "bad_token_ids": (VOCAB,)}, "bad_token_ids", str(VOCAB)),
         ({"length": 5, "allowed_token_ids": (1,), "bad_token_ids": (1,)}, "allowed_token_ids", "one to draw"),

@@ -121,6 +121,39 @@ def test_a_local_model_by_its_name(folder: Path, tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["org--tiny++q4"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "org/tinny", "hello"], "'org/tiny'"),
+        (["chat", "smal"], "'small'"),
+        (["serve", "smal"], "'small'"),
+        (["serve", "org/tyni", "--port", "0"], "'org/tiny'"),
+        (["eval", "smalll"], "'small'"),
+        (["eval", "nowhere/tiny", "--task", "spell_backward"], "'org/tiny'"),
+        (["generate", "org/other", "hello"], ""),
+    ],
+)
+def test_a_mistyped_name_is_told_the_near_ones(
+    words: list[str],
+    told: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unreachable(*_: object, **__: object) -> Path:
+        raise InputError("it is nowhere", field="model")
+
+    monkeypatch.setenv("LOCKSTEP_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("lockstep.interop.hf.folder.download", unreachable)
+    monkeypatch.setattr("lockstep.server.language_run.serve_language", unreachable)
+    for name in ("org/tiny", "small"):
+        ModelStore(tmp_path / "store").pull(str(folder), name=name)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert f"did you mean {told}, which" in err if told else "did you mean" not in err, err
+
+
 def test_a_pull_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "store")
     seen: list[str] = []

@@ -16,6 +16,8 @@ from lockstep.core.extras import require
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
 _SAFE = ("model*.safetensors",)
+ANSWER_S = 10.0
+"""The hub's time to say what a model has, in seconds; then what the cache has counts."""
 _PICKLED = ("pytorch_model*.bin",)
 
 
@@ -42,6 +44,7 @@ def download(hub_id: str, *, revision: str | None = None, cache: Path | None = N
         MissingExtraError: `huggingface_hub` is not installed.
     """
     hub = require("huggingface_hub", extra="hub")
+    cached_only = offline or _is_silent(hub, hub_id, revision)
     # Old models have no safetensors: their pickles are fetched only then.
     for weights in (_SAFE, _PICKLED):
         try:
@@ -49,7 +52,7 @@ def download(hub_id: str, *, revision: str | None = None, cache: Path | None = N
                 hub_id,
                 revision=revision,
                 cache_dir=cache,
-                local_files_only=offline,
+                local_files_only=cached_only,
                 allow_patterns=[*_SMALL, *weights],
             )
         except Exception as error:  # those of its HTTP client derive from nothing narrower
@@ -76,7 +79,7 @@ def list_files(
     """
     hub = require("huggingface_hub", extra="hub")
     try:
-        info = hub.HfApi(endpoint=endpoint).model_info(hub_id, revision=revision, files_metadata=True)
+        info = hub.HfApi(endpoint=endpoint).model_info(hub_id, revision=revision, files_metadata=True, timeout=ANSWER_S)
     except Exception as error:  # as in download
         raise InputError(_explain(hub_id, revision, False, error), field="model") from error
     sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or () if "/" not in item.rfilename}
@@ -138,6 +141,15 @@ def download_files(
                 raise InputError(_explain(hub_id, revision, False, error), field="model") from error
             part.rename(target)
         progress(name, size, size)
+
+
+def _is_silent(hub: Any, hub_id: str, revision: str | None) -> bool:
+    """Whether the hub does not answer: the library's own first question would wait for ever."""
+    try:
+        hub.HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_S)
+    except Exception as error:  # as in download, which meets every other one again and tells it
+        return "Timeout" in type(error).__name__
+    return False
 
 
 def _explain(hub_id: str, revision: str | None, offline: bool, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lockstep.core.errors import InputError
-from lockstep.interop.hf import HFFolder, save_folder
+from lockstep.interop.hf import HFFolder, hub, save_folder
 from lockstep.interop.hf.hub import download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,3 +66,15 @@ def test_the_hubs_refusals_are_explained(error: str, words: str, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", fake)
     with pytest.raises(InputError, match=words):
         download("org/x", revision="v9")
+
+
+def test_a_silent_hub_is_not_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(hub, "ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert download("org/tiny", cache=cache).name == COMMIT
+        with pytest.raises(InputError, match="the hub cannot be reached"):
+            download("org/other", cache=cache)
+        with pytest.raises(InputError, match="Timeout"):
+            hub.list_files("org/other")

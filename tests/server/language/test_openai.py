@@ -296,6 +296,8 @@ def test_best_of_and_beam_search(client: Any, http: httpx.Client, llm: LLM) -> N
         ({"prompt": "a", "use_beam_search": True, "top_p": 0.5}, "top_p", 400),
         ({"prompt": "a", "beam_width": 1}, "beam_width", 400),
         ({"prompt": "a", "n": 0}, "n", 400),
+        ({"prompt": "a", "max_tokens": 4, "min_tokens": 5}, "min_tokens", 400),
+        ({"prompt": "a", "allowed_token_ids": []}, "allowed_token_ids", 400),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", 400),
         ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", 400),
         ({"prompt": "a", "stop": [1]}, "stop", 400),
