@@ -158,5 +158,6 @@ int64_t ls_decoder(const LsDecoderSizes* sizes, const LsDecoderLayer* layers, co
     x = step->out;
     residual = step->sum;
   }
+  ls_rms_norm(x, residual, step->norm, step->eps, step->offset, step->sum, step->out, step->num_tokens, sizes->width);
   return -1;
 }

@@ -52,14 +52,16 @@ struct LsDecoderPlace {
 struct LsDecoderStep {
   const float* x;         // [T][E]
   const float* residual;  // [T][E] or null: added to x
-  float* out;             // [T][E]: the hidden state after the layers is out + sum
-  float* sum;             // [T][E]
+  float* out;             // [T][E]: the final norm of the hidden state after the layers
+  float* sum;             // [T][E]: that state
   float* scratch;         // [T][ls_decoder_scratch(sizes)]
   const int64_t* positions;
   const int32_t* seq_starts;
   const int32_t* context_lens;
   const int32_t* pages;
   int64_t pages_stride, num_pages, num_tokens, num_seqs;
+  const float* norm;  // [E]: the final one
+  float eps, offset;
   // Matrix m of layer l takes runs run_starts[LS_DECODER_MATRICES l + m] .. up to the next start; null: nobody has any.
   const LsLowRankRun* runs;
   const int64_t* run_starts;

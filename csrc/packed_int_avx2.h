@@ -13,6 +13,10 @@
 ALWAYS_INLINE void hold(__m256i& v) { asm("" : "+x"(v)); }
 ALWAYS_INLINE void hold(vi& v) { asm("" : "+x"(v)); }
 
+// Weights of few rows are read once a step: what a cache holds beside them (the keys, the interpreter) had better stay. A
+// 0.5B model in 4 bits decodes some 4 % faster than with prefetches that keep them, measured on Zen 3.
+ALWAYS_INLINE void stream_ahead(const uint8_t* p) { __builtin_prefetch(p, 0, 0); }
+
 ALWAYS_INLINE vi pair_of(const int8_t* x) {
   int32_t four;
   memcpy(&four, x, 4);
@@ -29,8 +33,8 @@ ALWAYS_INLINE void nibble_sums(const uint8_t* w, const int8_t* x, i64 row_bytes,
 #pragma GCC unroll 8
   for (int p = 0; p < STEPS; p++, w += 4 * INT_PANEL) {
     if (MR <= 2) {
-      __builtin_prefetch(w + PREFETCH_AHEAD);
-      __builtin_prefetch(w + PREFETCH_AHEAD + 64);
+      stream_ahead(w + PREFETCH_AHEAD);
+      stream_ahead(w + PREFETCH_AHEAD + 64);
     }
     vi low[NJ], high[NJ];
 #pragma GCC unroll 8
@@ -75,8 +79,8 @@ ALWAYS_INLINE void wide_sums(const uint8_t* w, const int8_t* x, i64 row_bytes, c
 #pragma GCC unroll 8
   for (int p = 0; p < STEPS; p++, w += 4 * INT_PANEL) {
     if (MR <= 2) {
-      __builtin_prefetch(w + PREFETCH_AHEAD);
-      __builtin_prefetch(w + PREFETCH_AHEAD + 64);
+      stream_ahead(w + PREFETCH_AHEAD);
+      stream_ahead(w + PREFETCH_AHEAD + 64);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < HALVES; half++) {
@@ -154,7 +158,7 @@ ALWAYS_INLINE void strip(const TileArgs& a, int first) {
       }
     }
     if (MR <= 2)
-      for (i64 at = 0; at < a.unit_bytes - a.code_bytes; at += 64) __builtin_prefetch(w + at + PREFETCH_AHEAD);
+      for (i64 at = 0; at < a.unit_bytes - a.code_bytes; at += 64) stream_ahead(w + at + PREFETCH_AHEAD);
     w += a.unit_bytes - a.code_bytes;
   }
 #pragma GCC unroll 8

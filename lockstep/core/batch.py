@@ -70,6 +70,8 @@ class ForwardBatch:
     """Which rows go through which low-rank adapter, rising; rows in none go through the base model alone."""
     shared: SharedRows | None = None
     """Set where T rows stand for more tokens; `seq_starts` then counts places of the sequences laid out whole."""
+    known_longest: int | None = None
+    """The largest of `context_lens` where whoever made the batch knows it."""
 
     @staticmethod
     def packed(sequences: Sequence[Tensor], adapter: RowAdapter | None = None) -> ForwardBatch:
@@ -97,6 +99,7 @@ class ForwardBatch:
             context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
             pages_SP=pages.to(device),
             num_pages=first,
+            known_longest=max(lengths),
         ).with_adapter(adapter)
 
     def with_adapter(self, adapter: RowAdapter | None) -> ForwardBatch:
@@ -135,6 +138,11 @@ class ForwardBatch:
         )
         tokens_T, positions_T = (x.index_select(0, places_T) for x in (self.tokens_T, self.positions_T))
         return replace(self, tokens_T=tokens_T, positions_T=positions_T, shared=shared)
+
+    @property
+    def longest(self) -> int:
+        """Keys of the longest sequence."""
+        return int(self.context_lens.max()) if self.known_longest is None else self.known_longest
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
+
 from lockstep.core.errors import ConfigError, InputError
 from lockstep.core.request import Request, Sample, WeightsVersion
 from lockstep.engine.adapters import AdapterTable, LoadedAdapter, served_weights
@@ -141,6 +143,7 @@ class Engine:
         ranking = sequences[0].ranking
         return ranking.results if ranking is not None else [sequence.sample for sequence in sequences]
 
+    @torch.no_grad()
     def step(self) -> list[Output]:
         """Runs one forward pass at most. Returns what it added, with what ended since the last step."""
         outputs, self._outbox = self._outbox, []

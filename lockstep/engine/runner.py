@@ -88,7 +88,8 @@ def batch_of(
         positions += range(first, last)
         starts.append(len(tokens))
         lengths.append(last)
-    width = (max(lengths) + PAGE - 1) // PAGE
+    longest = max(lengths)
+    width = (longest + PAGE - 1) // PAGE
     return ForwardBatch(
         tokens_T=_int64(tokens),
         positions_T=_int64(positions),
@@ -98,6 +99,7 @@ def batch_of(
         num_pages=num_pages,
         rows_R=None if rows is None else _int64(rows),
         adapters=tuple(adapters or ()),
+        known_longest=longest,
     )
 
 
@@ -124,12 +126,13 @@ class Runner:
         """The keys and values of some pages to others, in every layer."""
         self._cache.copy_pages(sources, targets)
 
-    @torch.no_grad()
     def run(self, works: list[Work]) -> tuple[Tensor, Gathered]:
         """One forward pass: hidden states [R, E], and whose rows they are."""
         assert self._cache is not None, "the engine sleeps"
         batch, gathered = self._gather(works)
         hidden_TE = self.model(batch, self._cache)
+        if len(gathered.rows) == batch.num_tokens:  # rows rise, so these are all of them
+            return hidden_TE, gathered
         if not gathered.rows:
             return hidden_TE[:0], gathered
         assert batch.rows_R is not None

@@ -74,8 +74,10 @@ class Sampler:
         self._top_k_S = np.zeros(num_slots, dtype=np.int64)
         self._seeds_S = np.zeros(num_slots, dtype=np.int64)
         self._bound: list[Sequence | None] = [None] * num_slots
+        self._gathered_slots = b""
+        self._gathered: tuple[Tensor, ...] = ()
+        """Columns of the last rows, whose slots those are: a decoding step mostly has the rows of the one before."""
 
-    @torch.no_grad()
     def draw(self, logits_RV: Tensor, rows: list[Row]) -> Draws:
         """One token a row, as `pick`, and how probable it was."""
         picked = self.pick(logits_RV, rows)
@@ -88,7 +90,6 @@ class Sampler:
             candidates=_candidates(picked, rows),
         )
 
-    @torch.no_grad()
     def pick(self, logits_RV: Tensor, rows: list[Row]) -> Picked:
         """In order: shaping, then temperature and truncation, then a draw keyed by seed and position."""
         slots = np.empty(len(rows), dtype=np.int64)
@@ -119,9 +120,12 @@ class Sampler:
 
     def _columns(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """What `sample_tokens` wants beside the logits, for rows of these slots."""
-        temperature, top_p, min_p, typical_p = torch.from_numpy(self._floats_4S[:, slots])
-        top_k, seeds = torch.from_numpy(self._top_k_S[slots]), torch.from_numpy(self._seeds_S[slots])
-        return temperature, top_k, top_p, min_p, typical_p, seeds, torch.from_numpy(positions)
+        names = slots.tobytes()
+        if names != self._gathered_slots:
+            temperature, top_p, min_p, typical_p = torch.from_numpy(self._floats_4S[:, slots])
+            top_k, seeds = torch.from_numpy(self._top_k_S[slots]), torch.from_numpy(self._seeds_S[slots])
+            self._gathered_slots, self._gathered = names, (temperature, top_k, top_p, min_p, typical_p, seeds)
+        return (*self._gathered, torch.from_numpy(positions))
 
     def _bind(self, sequence: Sequence) -> None:
         params, slot = sequence.request.params, sequence.slot
@@ -129,6 +133,7 @@ class Sampler:
         self._top_k_S[slot] = params.top_k
         self._seeds_S[slot] = sequence.sample.seed
         self._bound[slot] = sequence
+        self._gathered_slots = b""
 
 
 def _candidates(picked: Picked, rows: list[Row]) -> dict[int, list[Candidate]]:

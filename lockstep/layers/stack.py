@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lockstep.core.batch import ForwardBatch
 from lockstep.kernels import native
 from lockstep.kernels.attention import KVCache
-from lockstep.kernels.decoder import MAX_PACKS, DecoderStack, LayerParts, LinearParts, StackSizes
+from lockstep.kernels.decoder import MAX_PACKS, DecoderStack, FinalNorm, LayerParts, LinearParts, StackSizes
 from lockstep.kernels.packed_linear import PackedWeight
 from lockstep.layers.attention import Attention
 from lockstep.layers.decoder import PreNormLayer, SandwichLayer, Stream, open_stream
@@ -50,13 +50,13 @@ class DecoderLayers(nn.ModuleList):
         self, x_TE: Tensor, norm: RMSNorm, batch: ForwardBatch, angles: Sequence[Angles], cache: KVCache | None
     ) -> Tensor:
         """The embedded tokens -> the hidden state after all layers and `norm`; `angles` for each layer."""
-        stream: Stream = x_TE, None
         if self._one_call and cache is not None and not torch.is_grad_enabled() and native.choose(x_TE) == "cpu":
             stack = self._compiled()
             if stack is not None:
                 runs = [adapter_runs(one.path, batch.adapters) for one, _ in self._seen] if batch.adapters else []
-                stream = stack.run(x_TE, batch, angles, cache.layers, runs)
-                return open_stream(stream, norm)[0]
+                final = FinalNorm(norm.weight.detach(), norm.eps, norm.offset)
+                return stack.run(x_TE, final, batch, angles, cache.layers, runs)
+        stream: Stream = x_TE, None
         for index, layer in enumerate(self._list):
             place = cache.layers[index] if cache else None
             stream = run_layer(layer, self.recompute, stream, batch, angles[index], place)

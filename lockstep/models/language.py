@@ -109,8 +109,3 @@ class LanguageModel(nn.Module, ABC):
     @property
     def max_context(self) -> int:
         return self.facts.max_context
-
-
-def longest_context(batch: ForwardBatch) -> int:
-    """Positions the batch reaches."""
-    return int(batch.context_lens.max())

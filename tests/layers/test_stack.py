@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from lockstep.core.batch import ForwardBatch
 from lockstep.core.errors import InputError
 from lockstep.core.planes import QuantPlanes
 from lockstep.kernels import native
+from lockstep.kernels.attention import KVCache
 from lockstep.layers.low_rank import Adapter
 from lockstep.layers.projection import Projection
 from lockstep.layers.stack import DecoderLayers
@@ -190,3 +192,24 @@ def test_bad_batches_are_refused() -> None:
         other = build_model({**SIZES, **KINDS["llama"], "num_key_value_heads": 4}, seed=1, trainable=False)
         with pytest.raises(InputError, match="the cache has 3 layers"):
             model(batch, other.new_cache(2))
+
+
+def test_each_step_reads_the_cache_it_is_given() -> None:
+    """Addresses are kept from step to step: not those of another cache, and not so that they keep its memory."""
+    model = build_model({**SIZES, **KINDS["llama"]}, seed=1, trainable=False)
+    texts = [torch.arange(9), torch.arange(20, 29)]
+    caches = [model.new_cache(1) for _ in texts]
+    whole = [model.new_cache(1) for _ in texts]
+
+    def step(text: Tensor, first: int, last: int, cache: KVCache) -> Tensor:
+        batch = replace(ForwardBatch.packed([text[:last]]), tokens_T=text[first:last])
+        rows = torch.arange(first, last)
+        return model(replace(batch, positions_T=rows, seq_starts=torch.tensor([0, last - first]).int()), cache)
+
+    with torch.no_grad():
+        in_turn = [step(text, at, at + 1, cache) for at in range(9) for text, cache in zip(texts, caches, strict=True)]
+        for start, (text, cache) in enumerate(zip(texts, whole, strict=True)):
+            assert torch.equal(torch.cat(in_turn[start::2]), step(text, 0, 9, cache))
+    gone = [weakref.ref(cache.layers[0]) for cache in (*caches, *whole)]
+    del caches, whole, cache
+    assert [ref() for ref in gone] == [None] * 4

@@ -9,9 +9,12 @@ Legend: T packed tokens, E model width.
 from __future__ import annotations
 
 import ctypes
+import operator
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +65,14 @@ class LayerParts:
     scale: float
     softcap: float
     window: int
+
+
+class FinalNorm(NamedTuple):
+    """The norm after the last layer, as `rms_norm` has it."""
+
+    weight: Tensor
+    eps: float
+    offset: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +128,8 @@ class _Step(ctypes.Structure):
         *[(name, _P) for name in ("x", "residual", "out", "sum", "scratch")],
         *[(name, _P) for name in ("positions", "seq_starts", "context_lens", "pages")],
         *[(name, _I64) for name in ("pages_stride", "num_pages", "num_tokens", "num_seqs")],
+        ("norm", _P),
+        *[(name, _F32) for name in ("eps", "offset")],
         *[(name, _P) for name in ("runs", "run_starts")],
     ]
 
@@ -130,16 +143,19 @@ class DecoderStack:
         self._array = (_Layer * len(self.layers))()
         for into, layer in zip(self._array, self.layers, strict=True):
             _write(into, layer)
+        self._places: tuple[list[weakref.ref[LayerCache | Tensor]], Any] = ([], None)
+        """What the last step's addresses were read from, without keeping the memory of a cache that sleeps, and they."""
 
     def run(
         self,
         x_TE: Tensor,
+        norm: FinalNorm,
         batch: ForwardBatch,
         angles: Sequence[tuple[Tensor, Tensor]],
         caches: Sequence[LayerCache],
         runs: Sequence[Sequence[LowRankRun]] = (),
-    ) -> tuple[Tensor, Tensor]:
-        """The hidden state [T, E] before the first layer -> the two terms of the one after the last.
+    ) -> Tensor:
+        """The hidden state [T, E] before the first layer -> the norm of the one after the last.
 
         Args:
             angles: for each layer the tables cos and sin [P, R], contiguous.
@@ -156,15 +172,6 @@ class DecoderStack:
             *(sizes.width, sizes.num_heads, sizes.kv_heads, sizes.head_dim, sizes.hidden, angles[0][0].shape[1]),
             *(GATES[sizes.gate], KV_CODES[first.dtype]),
         )
-        places = (_Place * len(caches))(
-            *[
-                _Place(
-                    *(cache.k.data_ptr(), cache.v.data_ptr(), _address(cache.k_scale), _address(cache.v_scale)),
-                    *(cos.data_ptr(), sin.data_ptr(), cos.shape[0]),
-                )
-                for cache, (cos, sin) in zip(caches, angles, strict=True)
-            ]
-        )
         x_TE, pages = native.contiguous(x_TE), native.contiguous(batch.pages_SP)
         num_tokens = x_TE.shape[0]
         library = native.lib()
@@ -174,13 +181,14 @@ class DecoderStack:
             *(x_TE.data_ptr(), None, out.data_ptr(), total.data_ptr(), scratch.data_ptr()),
             *(batch.positions_T.data_ptr(), batch.seq_starts.data_ptr(), batch.context_lens.data_ptr()),
             *(pages.data_ptr(), pages.shape[1], first.k.shape[0], num_tokens, batch.context_lens.shape[0]),
-            *(None, None),
+            *(norm.weight.data_ptr(), norm.eps, norm.offset, None, None),
         )
         if runs:
             self._check_runs(x_TE, runs)
             flat = run_array([run for of_matrix in runs for run in of_matrix])
             starts = (_I64 * (len(runs) + 1))(*accumulate(map(len, runs), initial=0))
             step.runs, step.run_starts = ctypes.addressof(flat), ctypes.addressof(starts)
+        places = self._places_of(angles, caches)
         bad = library.ls_decoder(
             ctypes.addressof(sizes_c), self._array, places, len(self.layers), ctypes.addressof(step)
         )
@@ -189,7 +197,24 @@ class DecoderStack:
             raise InputError(f"token {token} has position {int(batch.positions_T[token])}", field="positions")
         if bad != -1:
             raise refused(batch, first, bad)
-        return out, total
+        return out
+
+    def _places_of(self, angles: Sequence[tuple[Tensor, Tensor]], caches: Sequence[LayerCache]) -> Any:
+        """Addresses of keys, values and angles; they are read again when a step brings other tensors than the last."""
+        placed: list[LayerCache | Tensor] = [*caches, *(table for pair in angles for table in pair)]
+        refs, places = self._places
+        if len(refs) != len(placed) or any(map(operator.is_not, (ref() for ref in refs), placed)):
+            places = (_Place * len(caches))(
+                *[
+                    _Place(
+                        *(cache.k.data_ptr(), cache.v.data_ptr(), _address(cache.k_scale), _address(cache.v_scale)),
+                        *(cos.data_ptr(), sin.data_ptr(), cos.shape[0]),
+                    )
+                    for cache, (cos, sin) in zip(caches, angles, strict=True)
+                ]
+            )
+            self._places = [weakref.ref(one) for one in placed], places
+        return places
 
     def _check_runs(self, x_TE: Tensor, runs: Sequence[Sequence[LowRankRun]]) -> None:
         sizes = self.sizes

@@ -20,7 +20,7 @@ from lockstep.layers.projection import Precision, Projection
 from lockstep.layers.rotary import RopeConfig, RotaryTable
 from lockstep.layers.stack import DecoderLayers
 from lockstep.layers.token_norm import RMSNorm
-from lockstep.models.language import LanguageModel, ModelFacts, longest_context
+from lockstep.models.language import LanguageModel, ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Gemma3(LanguageModel):
 
     def forward(self, batch: ForwardBatch, cache: KVCache | None) -> Tensor:
         """See `LanguageModel.forward`."""
-        length = longest_context(batch)
+        length = batch.longest
         angles, local_angles = self.rotary.reach(length), self.local_rotary.reach(length)
         here = [local_angles if window else angles for window in self.config.windows]
         return self.layers.run(self.embedding(batch.tokens_T), self.norm, batch, here, cache)

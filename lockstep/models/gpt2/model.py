@@ -18,7 +18,7 @@ from lockstep.layers.gated import PlainKind, PlainMLP
 from lockstep.layers.projection import Precision, Projection
 from lockstep.layers.recompute import run_layer
 from lockstep.layers.token_norm import LayerNorm
-from lockstep.models.language import LanguageModel, ModelFacts, longest_context
+from lockstep.models.language import LanguageModel, ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class GPT2(LanguageModel):
 
     def forward(self, batch: ForwardBatch, cache: KVCache | None) -> Tensor:
         """See `LanguageModel.forward`."""
-        length = longest_context(batch)
+        length = batch.longest
         if length > self.config.max_context:
             raise InputError(
                 f"a sequence has {length} tokens; the model's context holds {self.config.max_context}",

@@ -19,7 +19,7 @@ from lockstep.layers.projection import Precision, Projection
 from lockstep.layers.rotary import RopeConfig, RotaryTable
 from lockstep.layers.stack import DecoderLayers
 from lockstep.layers.token_norm import RMSNorm
-from lockstep.models.language import LanguageModel, ModelFacts, longest_context
+from lockstep.models.language import LanguageModel, ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,5 +89,5 @@ class Llama(LanguageModel):
 
     def forward(self, batch: ForwardBatch, cache: KVCache | None) -> Tensor:
         """See `LanguageModel.forward`."""
-        angles = [self.rotary.reach(longest_context(batch))] * self.num_layers
+        angles = [self.rotary.reach(batch.longest)] * self.num_layers
         return self.layers.run(self.embedding(batch.tokens_T), self.norm, batch, angles, cache)
