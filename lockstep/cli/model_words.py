@@ -8,6 +8,7 @@ from pathlib import Path
 from lockstep.core.env import model_store
 from lockstep.core.errors import ConfigError
 from lockstep.interop.store import ModelStore
+from lockstep.runs.directory import RunState
 from lockstep.runs.record import read_run
 
 KEPT = ("trained", "averaged")
@@ -35,22 +36,23 @@ def of_run(source: str, weights: str) -> str:
     if any((Path(source) / f"model-{other}").is_dir() for other in KEPT):
         return str(Path(source) / "model")
     raise ConfigError(
-        f"{source} holds no choice of weights; a finished run with learner.ema_decay above 0 keeps both, trained and averaged"
+        f"{source} holds no choice of weights; a run with learner.ema_decay above 0 keeps both, trained and averaged"
     )
 
 
 def refuse_unfinished(path: Path) -> None:
-    """A language model's run has its model when it has ended.
+    """A language model's run has its model from its first checkpoint on.
 
     Raises:
-        ConfigError: the directory is of one that has not; says how to go on.
+        ConfigError: the directory is of one that has none; says how to go on.
     """
     if (path / "run.json").is_file() and not (path / "model").is_dir():
         record = read_run(path)
         if "model" in record.config:
+            runs = record.state is RunState.RUNNING
             raise ConfigError(
-                f"{path} has no model yet: its run is {record.state} at step {record.num_steps:,}; go on with `lockstep train "
-                f"--resume {path}`"
+                f"{path} has no model yet: its run is {record.state} at step {record.num_steps:,} and has no checkpoint; "
+                + ("wait for the first" if runs else f"go on with `lockstep train --resume {path}`")
             )
 
 
@@ -58,7 +60,7 @@ def names_language_model(argument: str) -> bool:
     """Whether a word of the command line is a language model's file or folder, a name in the store, or a hub id.
 
     Raises:
-        ConfigError: it is the directory of a language model's run that has not ended.
+        ConfigError: it is the directory of a language model's run without a checkpoint.
 
     >>> names_language_model("--port"), names_language_model("a/model.gguf")
     (False, True)

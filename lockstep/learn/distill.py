@@ -86,7 +86,8 @@ def train(config: DistillConfig, session: Session) -> Result:
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     adapter = config.adapter.build(made.model, session.seed)
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
-    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
+    parts = {"learner": learner, **frozen_parts(made.model, adapter)}
+    session.begin(parts, written(learner, partial(write_weights, made)))
 
     read = supervised_rows(rows, renderer)
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
@@ -103,7 +104,7 @@ def train(config: DistillConfig, session: Session) -> Result:
         metrics = learner.step(micro_batches(examples, config.micro_tokens), loss)
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(written(learner, partial(write_weights, made)))
+    return session.finish()
 
 
 def divergence_loss(config: DistillConfig, student: LanguageModel, teacher: LanguageModel, num_tokens: float) -> Loss:

@@ -246,7 +246,7 @@ def evaluated(learner: Learner, ask: Callable[[Weights], Scores]) -> Scores:
 def written(
     learner: Learner, write: Callable[[Weights, Path, Mapping[str, Any]], None]
 ) -> Callable[[Path, Mapping[str, Any]], None]:
-    """What `Session.finish` calls: writes the served weights into the folder, the others into one beside it."""
+    """What `Session.begin` takes: writes the served weights into the folder, the others into one beside it."""
 
     def write_all(path: Path, results: Mapping[str, Any]) -> None:
         for name, one in learner.weights().items():

@@ -99,7 +99,8 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
-    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
+    parts = {"learner": learner, **frozen_parts(made.model, adapter)}
+    session.begin(parts, written(learner, partial(write_weights, made)))
 
     def read(number: int) -> Sequence[Example]:
         row, where = rows[number], rows.where(number)
@@ -127,7 +128,7 @@ def train(config: PreferenceConfig, session: Session) -> Result:
         epoch = session.step * config.batch / len(rows)
         session.advance(metrics | {"epoch": epoch, "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(written(learner, partial(write_weights, made)))
+    return session.finish()
 
 
 def pair_loss(config: PreferenceConfig, num: int) -> Loss:

@@ -72,7 +72,11 @@ def train(config: RewardModelConfig, session: Session) -> Result:
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
     adapter, steps = config.adapter.build(made.model, session.seed), config.run.total_steps
     learner = Learner(made.model, config.learner, adapter=adapter, heads={"reward": head}, total_steps=steps)
-    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
+
+    def write(now: Weights, path: Path, results: Mapping[str, Any]) -> None:
+        save_reward_model(path, replace(made, model=melted(now)), head_of(now))
+
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)}, written(learner, write))
 
     def read(number: int) -> list[Example]:
         return [at_the_end(one) for one in renderer.pair(rows[number], rows.where(number)) or ()]
@@ -90,11 +94,7 @@ def train(config: RewardModelConfig, session: Session) -> Result:
         metrics = learner.step(micros, comparison_loss(head, len(examples) // 2, config.centre))
         session.advance(metrics | {"epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped})
     rows.close()
-    return session.finish(
-        written(
-            learner, lambda now, path, results: save_reward_model(path, replace(made, model=melted(now)), head_of(now))
-        )
-    )
+    return session.finish()
 
 
 def head_of(weights: Weights) -> ScalarHead:

@@ -2,23 +2,25 @@
 
 A loop reads
 
-    session.begin(parts)                      # restores every part when the run is resumed
+    session.begin(parts, write_model)         # restores every part when the run is resumed
     while session.running:
         ... collect, learn ...
         session.advance(metrics)              # one update is done
         if session.evaluation_due:
             session.record(scores)
         session.checkpoint()                  # if one is due; raises when somebody asked the run to stop
-    return session.finish(write_model)
+    return session.finish()
 
 and stays a loop; the session never calls back into it. What a line of the loop logs at step s is on disk before the
-checkpoint of step s, so a resumed run first forgets what is beyond its checkpoint and then repeats it exactly.
+checkpoint of step s, so a resumed run first forgets what is beyond its checkpoint and then repeats it exactly. With each
+checkpoint the model's folder is written anew: it can be served and evaluated while the run goes on, or after it was stopped.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 import time
 from collections import Counter
@@ -40,6 +42,8 @@ BESIDE = ("averaged", "trained", "teacher")
 
 ProgressHook = Callable[[int, int, Mapping[str, float]], None]
 EventHook = Callable[[int, str], None]
+WriteModel = Callable[[Path, Mapping[str, Any]], None]
+"""Writes weights and tokenizer into a folder, in place of an older one, given what came out for its card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,8 @@ class Session:
         """How often each kind happened."""
         self._event_lock = threading.Lock()
         self._parts: dict[str, Stateful] = {}
-        self._saved_step = -1
+        self._write: WriteModel | None = None
+        self._saved_step = self._written_step = -1
         self._checkpoint_every = config.checkpoint_every or max(config.total_steps // 10, 1)
         self._seconds = 0.0
         self._clock = time.perf_counter()
@@ -182,13 +187,16 @@ class Session:
         every = self.config.eval_every
         return self.step == 0 or not self.running or (every > 0 and self.step % every == 0)
 
-    def begin(self, parts: dict[str, Stateful]) -> None:
-        """Name every part of the training state; restore them when resuming."""
-        self._parts = parts
+    def begin(self, parts: dict[str, Stateful], write_model: WriteModel | None = None) -> None:
+        """Name every part of the training state, and who writes the model; restore them when resuming."""
+        self._parts, self._write = parts, write_model
         if self.restores:
             self._restore()
         if self.directory is not None:
             if self.resume:
+                for name in (".model*", ".adapter*"):  # of a write that a kill interrupted
+                    for left in self.directory.path.glob(name):
+                        shutil.rmtree(left, ignore_errors=True)
                 self.directory.rewind(self.step, -1 if self.last is None else self.last.step)
             self.sink = self.directory.sink(
                 tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project
@@ -277,22 +285,20 @@ class Session:
             raise StoppedError(f"stopped at step {self.step:,} of {self.config.total_steps:,}{where}")
         self._clock = time.perf_counter()
 
-    def finish(self, write_model: Callable[[Path, Mapping[str, Any]], None] | None = None, **passport: Any) -> Result:
+    def finish(self, **passport: Any) -> Result:
         """Last checkpoint, the model's folder, and the passport.
 
         Args:
-            write_model: writes weights and tokenizer into a folder, given what came out for its card.
             passport: plain values that identify the run beside its config and versions: digests, counters.
         """
         if self.step != self._saved_step:
             self._save()
+        elif self.step != self._written_step:
+            self._write_model()  # killed after its last checkpoint
         path = None
         if self.directory is not None:
-            scores = {name: str(one) for name, one in (("before", self.first), ("after", self.last)) if one is not None}
-            if write_model is not None:
-                path = self.directory.model_path
-                write_model(path, {"steps": self.step, "train seconds": f"{self._seconds:.1f}", **scores})
-            self.directory.write_passport({"steps": self.step, "scores": scores, **passport})
+            path = None if self._write is None else self.directory.model_path
+            self.directory.write_passport({"steps": self.step, "scores": _told(self.first, self.last), **passport})
         self.close()
         return Result(self.step, self._seconds, self.first, self.last, path)
 
@@ -324,6 +330,13 @@ class Session:
         }
         score = self.last.mean if self.last is not None and self.last.step == self.step else None
         self._checkpoints.save(self.step, state, score)
+        self._write_model()
+
+    def _write_model(self) -> None:
+        self._written_step = self.step
+        if self.directory is not None and self._write is not None:
+            facts = {"steps": self.step, "train seconds": f"{self._seconds:.1f}", **_told(self.first, self.last)}
+            self._write(self.directory.model_path, facts)
 
     def _restore(self) -> None:
         assert self._checkpoints is not None
@@ -335,6 +348,10 @@ class Session:
         self.first, self.last = _scores(saved["first"]), _scores(saved["last"])
         self.events = Counter(saved.get("events", {}))  # older checkpoints have none
         self._saved_step = self.step
+
+
+def _told(first: Scores | None, last: Scores | None) -> dict[str, str]:
+    return {name: str(one) for name, one in (("before", first), ("after", last)) if one is not None}
 
 
 def _plain(scores: Scores | None) -> dict[str, Any] | None:

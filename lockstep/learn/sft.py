@@ -55,7 +55,8 @@ def train(config: SFTConfig, session: Session) -> Result:
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     adapter = config.adapter.build(made.model, session.seed)
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
-    session.begin({"learner": learner, **frozen_parts(made.model, adapter)})
+    parts = {"learner": learner, **frozen_parts(made.model, adapter)}
+    session.begin(parts, written(learner, partial(write_weights, made)))
 
     read = supervised_rows(rows, renderer)
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
@@ -74,7 +75,7 @@ def train(config: SFTConfig, session: Session) -> Result:
             | {"tokens": num_tokens, "epoch": session.step * config.batch / len(rows), "skipped": renderer.num_skipped}
         )
     rows.close()
-    return session.finish(written(learner, partial(write_weights, made)))
+    return session.finish()
 
 
 def read_examples(path: Path, renderer: Renderer) -> list[Example]:

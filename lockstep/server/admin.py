@@ -105,9 +105,8 @@ POSTED: dict[str, Handler] = {
 }
 
 
-def add_admin_routes(app: FastAPI, service: LanguageService) -> None:
+def add_admin_routes(app: FastAPI, service: LanguageService, updates: Updates) -> None:
     """The routes; without `admin` they answer 403 and say how to get them."""
-    updates = Updates(service)
     for path, handler in POSTED.items():
         app.add_api_route(path, _posted(service, updates, handler), methods=["POST"], response_class=Response)
 

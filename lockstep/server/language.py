@@ -28,11 +28,13 @@ from lockstep.server.dialects.openai_envelope import openai_error, openai_error_
 from lockstep.server.dialects.openai_responses import ResponseExchange, responses_error_frame
 from lockstep.server.dialects.scores import rerank, score
 from lockstep.server.dialects.tokens import detokenize, tokenize
+from lockstep.server.following import follow
 from lockstep.server.language_config import LanguageConfig
 from lockstep.server.limits import BodyReader, Disconnected, check_key, decoded, parse_json
 from lockstep.server.replies import Refusal, Reply, json_reply
 from lockstep.server.service import LanguageService
 from lockstep.server.stream import Answer, ErrorFrame, ErrorReply, Make, as_refusal, send_reply, while_connected
+from lockstep.server.updates import Updates
 
 OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/v2/health/live", "/v2/health/ready"})
 GENERATING: dict[str, tuple[Make, ErrorReply, ErrorFrame]] = {
@@ -56,11 +58,18 @@ ANSWERING: dict[str, Callable[[LanguageService, dict[str, Any]], Awaitable[Any]]
 def build_language_app(service: LanguageService, config: LanguageConfig, *, key: str = "") -> LanguageGate:
     """The ASGI application that serves `service`; its start begins the loading, its end the engine's."""
 
+    updates = Updates(service)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(service.start(), name="load")
+        tasks = [asyncio.create_task(service.start(), name="load")]
+        if service.followed is not None and config.reload_every_s:
+            following = follow(service, updates, service.followed, service.followed_from)
+            tasks.append(asyncio.create_task(following, name="follow"))
         yield
-        await loading
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks)
         await service.close()
 
     app = FastAPI(
@@ -72,7 +81,7 @@ def build_language_app(service: LanguageService, config: LanguageConfig, *, key:
         app.add_api_route(path, _answering(service, path), methods=["POST"], response_class=Response)
     _models(app, service)
     _operations(app, service)
-    add_admin_routes(app, service)
+    add_admin_routes(app, service, updates)
     for kind in (Refusal, InputError, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
     return LanguageGate(app, service, config, key.encode())

@@ -52,6 +52,9 @@ class LanguageConfig:
     """Open connections and running requests; beyond it a request is answered 503."""
     body_timeout_s: float = 10.0
     """A request's body must arrive within this time, in seconds."""
+    reload_every_s: float = 2.0
+    """How often the directory of a run that is served is looked at for newer weights, in seconds; 0: never. Other models
+    change by the routes of `admin` only."""
     drain_s: float = 20.0
     """After SIGTERM, time for running requests to finish, in seconds; new ones are answered 503 meanwhile."""
     cors_origins: tuple[str, ...] = ()
@@ -74,5 +77,6 @@ class LanguageConfig:
             raise ConfigError(f"port={self.port} must be at most 65535")
         if not self.body_timeout_s > 0:
             raise ConfigError(f"body_timeout_s={self.body_timeout_s} must be above 0")
-        if not self.drain_s >= 0:
-            raise ConfigError(f"drain_s={self.drain_s} must not be negative")
+        for name in ("drain_s", "reload_every_s"):
+            if not self.__dict__[name] >= 0:
+                raise ConfigError(f"{name}={self.__dict__[name]} must not be negative")

@@ -38,6 +38,7 @@ from lockstep.models.language import LanguageModel
 from lockstep.server.language_config import LanguageConfig
 from lockstep.server.language_metrics import LanguageMetrics, Snapshot
 from lockstep.server.replies import Refusal
+from lockstep.server.run_folder import run_folder, signature
 from lockstep.tokenize.chat import ChatTemplate
 from lockstep.tokenize.reasoning import ReasoningSplitter, prompt_opens_reasoning
 from lockstep.tokenize.tokenizer import Tokenizer
@@ -72,6 +73,10 @@ class LanguageService:
         self.error: Exception | None = None
         self.created = int(time.time())
         self.name = config.served_name or ("model" if isinstance(model, tuple) else Path(model).stem or str(model))
+        self.followed = None if isinstance(model, tuple) else run_folder(Path(model))
+        """Where a run may write the model's successors."""
+        self.followed_from = () if self.followed is None else signature(self.followed)
+        """The folder as it is before the model is read, so that no change is missed."""
         self.adapters: dict[str, str] = {}
         """Where each low-rank adapter that clients may name came from; the engine's own table follows."""
         self._fingerprint: asyncio.Task[None] | None = None

@@ -123,7 +123,8 @@ def train(config: GRPOConfig, session: Session) -> Result:
         rollouts = Rollouts(engine, task, course.problem, verifier, config.rollout, session.seed)
         parts: dict[str, Stateful | None] = {"learner": learner, "frozen": frozen, "teacher": teacher}
         parts["course"] = course if course.has_levels else None
-        session.begin({name: part for name, part in parts.items() if part is not None})
+        write_model = written(learner, partial(write_weights, made))
+        session.begin({name: part for name, part in parts.items() if part is not None}, write_model)
         if config.start.steps:
             session.checkpoint()  # of what the start has cost
         publisher.publish(session.step)
@@ -167,4 +168,4 @@ def train(config: GRPOConfig, session: Session) -> Result:
                     session.record(evaluated(learner, ask))
                 session.checkpoint()
     digests = {"first": first_digest, "last": publisher.current.digest, "teacher": teacher.digest if teacher else ""}
-    return session.finish(written(learner, partial(write_weights, made)), digests=digests)
+    return session.finish(digests=digests)

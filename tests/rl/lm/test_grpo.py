@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockstep.checkpoint import Checkpointer
 from lockstep.core.errors import ExactnessError
+from lockstep.interop.weights import open_weights
 from lockstep.learn.learner import Learner
+from lockstep.models.families import load_model
 from lockstep.rl.lm.algorithms import ALGORITHMS
 from lockstep.rl.lm.collector import Collector
 from lockstep.runs.directory import RunDirectory
@@ -56,10 +59,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     with whole:
         run(wish, whole)
     parts = stopped(tmp_path / "parts", wish)
+    # Its model is that of the checkpoint: it can be evaluated and served before it goes on.
+    _, state = Checkpointer(parts.checkpoints_path).load()
+    model = load_model(open_weights(parts.path), "fp32", trainable=True)
+    saved = state["parts"]["learner"]["parameters"]
+    assert all(torch.equal(saved[name], parameter) for name, parameter in model.named_parameters())
+    assert "| steps | 2 |" in (parts.model_path / "README.md").read_text()
+    left = parts.path / ".model.of-a-killed-write"
+    left.mkdir()
     again = RunDirectory.open(parts.path)
     with again:
         run(wish, again, resume=True)
     assert digest(again) == digest(whole)
+    assert not left.exists()
     assert lines(again) == lines(whole)
     samples = [read_jsonl(one.samples_path) for one in (again, whole)]
     assert samples[0] == samples[1]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -330,3 +330,41 @@ def test_damaged_segments_are_told() -> None:
         read_shared("../etc/passwd")
     with pytest.raises(InputError, match="complex64"):
         SharedTensors({"a": torch.zeros(2, dtype=torch.complex64)})
+
+
+def test_a_run_that_is_served_while_it_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    write_model(run / "model", num_hidden_layers=1)
+    (run / "run.json").write_text("{}")
+
+    def exchange(number: int, **config: Any) -> None:
+        """As a training session does."""
+        newer = write_model(tmp_path / f"newer{number}", num_hidden_layers=1, **config)
+        (run / "model").rename(tmp_path / f"older{number}")
+        newer.rename(run / "model")
+
+    def until(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    engine = EngineConfig(num_pages=20, max_sequences=2)
+    with live(run, engine=engine, reload_every_s=0.02) as server, httpx.Client(base_url=server.url) as http:
+
+        def served() -> dict[str, Any]:
+            return http.get("/get_weight_version").json()
+
+        before = served()
+        exchange(1, initializer_range=0.1)
+        until(lambda: served()["version"] == before["version"] + 1)
+        assert served()["digest"] != before["digest"]
+        assert said(http)["choices"][0]["text"] == alone(run, **BODY)
+        # What does not fit is told once; what was served before serves on, until there is something that does.
+        exchange(2, intermediate_size=128)
+        until(lambda: "left alone until it changes again" in caplog.text)
+        assert said(http)["choices"][0]["weight_versions"][0]["version"] == before["version"] + 1
+        exchange(3)
+        until(lambda: served()["version"] == before["version"] + 2)
+        assert caplog.text.count("left alone") == 1
+        assert served()["digest"] == before["digest"]
