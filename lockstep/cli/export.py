@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lockstep.api import env_of, load
+from lockstep.cli.model_words import names_language_model
 from lockstep.core.errors import ConfigError, unknown_name
 from lockstep.models.control.policy import Policy
 
@@ -56,6 +57,8 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError("--portable belongs to --to torch; the other files are always portable")
     if wish.runtime is not None and wish.to != "browser":
         raise ConfigError("--runtime belongs to --to browser")
+    if names_language_model(str(wish.source)):
+        raise ConfigError(f"{wish.source} is a language model; write it by: lockstep convert {wish.source} OUT.gguf")
     policy = load(wish.source)
     suffix, against = TARGETS[wish.to]
     out = wish.out or wish.source / (f"policy{suffix}" if suffix else "browser")

@@ -20,6 +20,7 @@ VERBS = {
     "pull": ("lockstep.cli.pull", "fetch a language model into the store"),
     "list": ("lockstep.cli.list_models", "list the models of the store"),
     "show": ("lockstep.cli.show", "tell about a model of the store: architecture, sizes, how it is stored"),
+    "convert": ("lockstep.cli.convert", "write a language model as a GGUF file, quantised or not, or as a folder"),
     "rm": ("lockstep.cli.rm", "remove a model from the store"),
     "import": ("lockstep.cli.import_file", "read a network of another framework: ONNX, Caffe, MXNet, CNTK, ..."),
     "caffe": ("lockstep.cli.caffe", "train, test and time networks as Caffe's command line does"),

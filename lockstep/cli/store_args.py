@@ -92,7 +92,7 @@ def pull(args: Sequence[str]) -> int:
         endpoint=wish.endpoint,
         progress=_bar if sys.stderr.isatty() else lambda file, done, size: None,
     )
-    print(f"{made.name}: {made.format}, {_bytes(made.num_bytes)}, in {made.folder}")
+    print(f"{made.name}: {made.format}, {byte_words(made.num_bytes)}, in {made.folder}")
     return 0
 
 
@@ -116,25 +116,26 @@ def show(args: Sequence[str]) -> int:
     wish = tyro.cli(NameArgs, args=list(args), prog="lockstep show")
     for key, value in describe(opened(wish.store).get(wish.model)).items():
         text = f"{value:,}" if isinstance(value, int) and key != "bytes" else str(value)
-        print(f"{'size' if key == 'bytes' else key:14} {_bytes(value) if key == 'bytes' else text}")
+        print(f"{'size' if key == 'bytes' else key:14} {byte_words(value) if key == 'bytes' else text}")
     return 0
 
 
 def remove(args: Sequence[str]) -> int:
     wish = tyro.cli(NameArgs, args=list(args), prog="lockstep rm")
     gone = opened(wish.store).remove(wish.model)
-    print(f"removed {gone.name}: {_bytes(gone.num_bytes)}")
+    print(f"removed {gone.name}: {byte_words(gone.num_bytes)}")
     return 0
 
 
 def _row(model: StoredModel) -> tuple[str, str, str, str]:
     pulled = time.strftime("%Y-%m-%d %H:%M", time.localtime(model.pulled))
-    return model.name, _bytes(model.num_bytes), model.format, pulled
+    return model.name, byte_words(model.num_bytes), model.format, pulled
 
 
-def _bytes(num: int) -> str:
-    """
-    >>> _bytes(1536), _bytes(3 << 30)
+def byte_words(num: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> byte_words(1536), byte_words(3 << 30)
     ('1.5 KiB', '3.0 GiB')
     """
     size, unit = float(num), 0
@@ -145,4 +146,4 @@ def _bytes(num: int) -> str:
 
 def _bar(file: str, done: int, size: int) -> None:
     end = "\n" if done == size else ""
-    print(f"\r{file}: {_bytes(done)} of {_bytes(size)}   ", end=end, file=sys.stderr, flush=True)
+    print(f"\r{file}: {byte_words(done)} of {byte_words(size)}   ", end=end, file=sys.stderr, flush=True)

@@ -29,14 +29,14 @@ def replaced_when_checked(path: Path, suffix: str, *, companion: str = "") -> It
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(b"")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+        raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     try:
         yield temporary
         if companion:
             temporary.with_suffix(companion).replace(path.with_suffix(companion))
         temporary.replace(path)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+        raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     finally:
         temporary.unlink(missing_ok=True)
         if companion:
@@ -51,21 +51,21 @@ def folder_replaced_when_checked(path: Path, marker: str) -> Iterator[Path]:
         ConfigError: it holds something else, or the place cannot be written.
     """
     if path.exists() and not (path / marker).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} holds something that no export wrote; give another --out")
+        raise ConfigError(f"{path} holds something that no export wrote; give another place")
     temporary, old = path.with_name(f".{path.name}.unchecked"), path.with_name(f".{path.name}.old")
     try:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+        raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     try:
         yield temporary
         if path.exists():
             path.replace(old)
         temporary.replace(path)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}; give another --out") from error
+        raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)

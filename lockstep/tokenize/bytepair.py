@@ -11,7 +11,7 @@ from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.core.extras import require
 from lockstep.tokenize.vocabulary import Kind, places
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_EXPRESSION = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -34,6 +34,21 @@ _DEEPSEEK3 = (
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _CJK_V3 = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
+# Letters that have cases, as DeepSeek LLM lists them.
+_CASED = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
+    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d"
+    "\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb"
+    "\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128"
+    "\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4"
+    "\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf"
+    "\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+_SIGNS_DEEPSEEK = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+
 
 @dataclass(frozen=True)
 class PreTokenizer:
@@ -44,13 +59,13 @@ class PreTokenizer:
     add_bos: bool = False
 
 
-_DIGITS_THEN_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
+_DIGITS_THEN_GPT2 = PreTokenizer((r"\p{N}", GPT2_EXPRESSION))
 _OF_LLAMA3 = PreTokenizer((_LLAMA3,), whole_words=True, add_bos=True)
 _OF_QWEN2 = PreTokenizer((_QWEN2,))
-_OF_GPT2 = PreTokenizer((_GPT2,))
+_OF_GPT2 = PreTokenizer((GPT2_EXPRESSION,))
 _OF_GPT4O = PreTokenizer((_GPT4O,))
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
-    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2_EXPRESSION, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": _OF_GPT2,
     "phi-2": _OF_GPT2,
     "mpt": _OF_GPT2,
@@ -71,12 +86,13 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "megrez": _OF_QWEN2,
     "hunyuan": _OF_QWEN2,
     "qwen35": PreTokenizer((_QWEN35,)),
+    "deepseek-llm": PreTokenizer((r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?{_SIGNS_DEEPSEEK}", r"\s+$", _CJK, r"\p{N}+")),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     "deepseek-v3": PreTokenizer((r"\p{N}{1,3}", _CJK_V3, _DEEPSEEK3)),
     "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
     "gpt-4o": _OF_GPT4O,
     "llama4": _OF_GPT4O,
-    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_EXPRESSION, r"[0-9][0-9][0-9]")),
     "starcoder": _DIGITS_THEN_GPT2,
     "refact": _DIGITS_THEN_GPT2,
     "command-r": _DIGITS_THEN_GPT2,

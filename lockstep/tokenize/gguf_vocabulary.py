@@ -66,8 +66,10 @@ def _is_phi3(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("general.architecture") == "phi3" or "phi-3" in name or "phi3" in name
 
 
-def _phi3_strip_right(tokens: Sequence[str], kinds: Sequence[int]) -> frozenset[int]:
-    """Phi-3's special tokens swallow the whitespace after them; the file does not say so, its tokenizer.json does."""
+def strip_right_ids(metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]) -> frozenset[int]:
+    """Special tokens that swallow the whitespace after them: Phi-3's; the file does not say so, its tokenizer.json does."""
+    if not _is_phi3(metadata):
+        return frozenset()
     keeps = ("<unk>", "<s>", "<|endoftext|>")
     special = (Kind.CONTROL, Kind.USER_DEFINED)
     return frozenset(i for i, text in enumerate(tokens) if kinds[i] in special and text not in keeps)
@@ -166,7 +168,7 @@ def _sentencepiece(
         kinds,
         unk_id=vocabulary.unk_id,
         add_space_prefix=space,
-        strip_right=_phi3_strip_right(tokens, kinds) if _is_phi3(metadata) else frozenset(),
+        strip_right=strip_right_ids(metadata, tokens, kinds),
     )
     return vocabulary, encoder
 

@@ -97,7 +97,12 @@ def raw_bytes(token: str, kind: int, spelling: Spelling) -> bytes:
     b' world'
     >>> raw_bytes("<0xE2>", Kind.BYTE, Spelling.SENTENCE_PIECE)
     b'\\xe2'
+    >>> raw_bytes("▁▁", Kind.USER_DEFINED, Spelling.SENTENCE_PIECE)
+    b'  '
     """
+    if kind == Kind.USER_DEFINED and spelling is Spelling.SENTENCE_PIECE:
+        # Gemma's runs of spaces are such tokens.
+        return token.replace(SPACE_MARK, " ").encode()
     if kind not in (Kind.NORMAL, Kind.BYTE, Kind.UNUSED) or spelling is Spelling.LITERAL:
         return token.encode()
     if spelling is Spelling.BYTE_LEVEL:

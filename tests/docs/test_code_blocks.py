@@ -122,6 +122,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "list": _dataclass("lockstep.cli.store_args", "ListArgs"),
     "show": _dataclass("lockstep.cli.store_args", "NameArgs"),
     "rm": _dataclass("lockstep.cli.store_args", "NameArgs"),
+    "convert": _dataclass("lockstep.cli.convert", "ConvertArgs"),
     "export": _dataclass("lockstep.cli.export", "ExportArgs"),
     "compress": _dataclass("lockstep.cli.compress", "CompressArgs"),
     "import": _dataclass("lockstep.cli.import_file", "ImportArgs"),

@@ -78,6 +78,29 @@ _ACTIVATIONS = {"gpt2": ("activation_function", "gelu_new")} | dict.fromkeys(
     ("gemma2", "gemma3_text"), ("hidden_activation", "gelu_pytorch_tanh")
 )
 
+_SMOOTH = ("gelu_new", "gelu_pytorch_tanh")
+# (key, what GGUF's architecture always computes): a file has no word for it.
+_ALWAYS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "gpt2": ("activation_function", _SMOOTH),
+    "gemma2": ("hidden_activation", _SMOOTH),
+    "gemma3_text": ("hidden_activation", _SMOOTH),
+}
+
+# What `transformers` takes where a config.json leaves a key out.
+_GEMMA = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "rms_norm_eps": 1e-6}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768},
+    "qwen3": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128},
+    "gemma2": {
+        **_GEMMA,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "max_position_embeddings": 8192,
+    },
+    "gemma3_text": {**_GEMMA, "rope_theta": 1e6, "max_position_embeddings": 131072},
+}
+
 # The others always have biases on q, k and v, or never.
 _TELLS_BIAS = ("llama", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 
@@ -305,7 +328,12 @@ def head_dim_of(config: Mapping[str, Any]) -> int:
 
 
 def _with_defaults(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    full = dict(config)
+    full = {**_DEFAULTS.get(name, {}), **config}
+    key, known = _ALWAYS.get(name, ("hidden_act", ("silu", "swish")))
+    if full.get(key) not in (None, *known):
+        raise InputError(f"GGUF's {name} always computes {known[0]}; this config has {key}={full[key]!r}", field=key)
+    if full.get("scale_attn_by_inverse_layer_idx"):
+        raise InputError("GGUF's gpt2 scales attention alike in all layers; this config does not", field="attention")
     if name == "gpt2":
         if full.get("n_inner") is None and "n_embd" in full:
             full["n_inner"] = 4 * full["n_embd"]

@@ -18,11 +18,10 @@ from lockstep.interop.gguf import rope_scaling
 from lockstep.interop.gguf.blocks import QUANTISERS, quantise
 from lockstep.interop.gguf.configs import fields_of, head_dim_of
 from lockstep.interop.gguf.formats import BY_NAME, FILE_TYPES
+from lockstep.interop.gguf.mixtures import MIXTURES, Mixture, fitting, is_plain
 from lockstep.interop.gguf.naming import How, Match, interleave, is_buffer, match_hf
+from lockstep.interop.gguf.vocabulary import sampling_fields, vocabulary_fields
 from lockstep.interop.gguf.writer import TensorData, write_gguf
-
-# One-dimensional tensors and these stay plain numbers in any file.
-_KEPT_PLAIN = ("*.ffn_gate_inp.weight", "position_embd.weight", "*norm.weight", rope_scaling.TENSOR)
 
 # Readers expect these types, which a plain list of numbers does not tell.
 _TOKEN_ARRAYS = {
@@ -39,6 +38,7 @@ def save_gguf(
     source: TensorSource,
     kind: str | None = None,
     *,
+    pure: bool = True,
     overrides: Mapping[str, str] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     name: str = "model",
@@ -48,11 +48,13 @@ def save_gguf(
     Args:
         path: ends in `.gguf`.
         source: the model; its config says the family.
-        kind: format of the matrices, one of `QUANTISERS`; None keeps each tensor as it is stored, blocks included.
-            Vectors, routers and position tables become F32 if a kind is given; matrices whose rows are no whole blocks
-            become F16.
+        kind: format of the matrices, one of `QUANTISERS` or `MIXTURES`; None keeps each as it is stored, blocks included.
+            Vectors, norms, routers and position tables become F32; matrices whose rows are no whole blocks get a format of
+            smaller blocks (`fitting`). Blocks of the source that are of the wanted format are kept.
+        pure: all matrices in that format; False: as llama-quantize mixes formats under this name.
         overrides: format by GGUF name pattern, such as {"output.weight": "Q6_K"}; the first that matches wins.
-        tokenizer: `tokenizer.*` fields; by default the source's own if it has them, else a file without vocabulary.
+        tokenizer: `tokenizer.*` fields; by default the source's own (`vocabulary_fields` of its folder), or a file without
+            vocabulary where it has none.
         name: `general.name`.
 
     Returns:
@@ -60,10 +62,11 @@ def save_gguf(
 
     Raises:
         InputError: an unknown format or family, or a tensor the family does not have.
+        ConfigError: a tokenizer that GGUF has no words for; the path cannot be written.
     """
     for wanted in (*([kind] if kind else []), *(overrides or {}).values()):
-        if wanted not in QUANTISERS:
-            raise InputError(unknown_name("format to write", wanted, QUANTISERS), field="kind")
+        if wanted not in QUANTISERS and not (wanted == kind and wanted in MIXTURES):
+            raise InputError(unknown_name("format to write", wanted, [*QUANTISERS, *MIXTURES]), field="kind")
     config = source.config()
     family, fields = fields_of(config)
     groups: dict[str, list[tuple[str, Match]]] = {}
@@ -76,12 +79,17 @@ def save_gguf(
         if match.rule.gguf == "output" and config.get("tie_word_embeddings"):
             continue
         groups.setdefault(match.gguf, []).append((hf_name, match))
-    plan = _Plan(source, config, kind, overrides or {})
+    tied = all(match.rule.gguf != "output" for members in groups.values() for _, match in members)
+    main = MIXTURES.get(kind, kind) if kind else None
+    is_mixed = kind is not None and not pure and BY_NAME[main or ""].block_size > 1
+    mixture = Mixture.of(kind or "", family.arch, config, tied=tied) if is_mixed else None
+    plan = _Plan(source, config, main, mixture, overrides or {})
     tensors: dict[str, TensorData] = plan.rope_freqs()
     for gguf_name, members in groups.items():
         tensors |= plan.group(gguf_name, members)
     stored = {gguf_name: tensor.kind for gguf_name, tensor in tensors.items()}
-    write_gguf(path, _metadata(fields, stored, kind, name, _tokenizer_fields(source, config, tokenizer)), tensors)
+    words = _tokenizer_fields(source, config, tokenizer) | sampling_fields(source.generation_config())
+    write_gguf(path, _metadata(fields, stored, kind, name, words), tensors)
     return stored
 
 
@@ -89,15 +97,14 @@ def _metadata(
     fields: dict[str, Any], stored: dict[str, str], kind: str | None, name: str, tokenizer: dict[str, Any]
 ) -> dict[str, Any]:
     main = kind or stored.get("blk.0.ffn_down.weight") or stored["token_embd.weight"]
-    general: dict[str, Any] = {"general.name": name, "general.quantization_version": 2}
+    general: dict[str, Any] = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
     if main in FILE_TYPES:
         general["general.file_type"] = FILE_TYPES[main]
     return {**fields, **general, **tokenizer}
 
 
 def _tokenizer_fields(source: TensorSource, config: dict[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    own = source.tokenizer()
-    whole = dict(given) if given is not None else (own if isinstance(own, dict) else {})
+    whole = dict(given) if given is not None else _own_fields(source, config)
     fields: dict[str, Any] = {key: value for key, value in whole.items() if key.startswith("tokenizer.")}
     for key, dtype in _TOKEN_ARRAYS.items():
         if key in fields:
@@ -112,11 +119,19 @@ def _tokenizer_fields(source: TensorSource, config: dict[str, Any], given: Mappi
     return fields
 
 
+def _own_fields(source: TensorSource, config: dict[str, Any]) -> dict[str, Any]:
+    own = source.tokenizer()
+    if isinstance(own, dict):
+        return own
+    return vocabulary_fields(own, config["vocab_size"]).fields if (own / "tokenizer.json").is_file() else {}
+
+
 @dataclass(frozen=True)
 class _Plan:
     source: TensorSource
     config: dict[str, Any]
     kind: str | None
+    mixture: Mixture | None
     overrides: Mapping[str, str]
 
     def rope_freqs(self) -> dict[str, TensorData]:
@@ -145,17 +160,18 @@ class _Plan:
         elif how is How.TRANSPOSED:
             shape = tuple(reversed(shape))
         names = [member[0] for member in members]
-        kept = self._kept_blocks(gguf_name, names, match)
+        wanted = self._wanted(gguf_name, shape)
+        kept = self._kept_blocks(wanted, names, match)
         if kept is not None:
             return {gguf_name: TensorData(kept[0], shape, kept[1])}
-        kind = self._kind(gguf_name, shape, hf_name)
+        kind = self._stored(hf_name) if wanted is None else wanted
         return {gguf_name: TensorData(kind, shape, lambda: _encode(kind, self._values(names, match), shape))}
 
-    def _kept_blocks(self, gguf_name: str, names: list[str], match: Match) -> tuple[str, Callable[[], NDArray]] | None:
-        if self.kind is not None or self._override(gguf_name) is not None or match.rule.how is How.PLUS_ONE:
-            return None
-        first = self.source.quantised(names[0])
-        if first is None:
+    def _kept_blocks(
+        self, wanted: str | None, names: list[str], match: Match
+    ) -> tuple[str, Callable[[], NDArray]] | None:
+        first = None if match.rule.how is How.PLUS_ONE else self.source.quantised(names[0])
+        if first is None or wanted not in (None, first.kind):
             return None
         order = self._order(match, first.shape[0])
 
@@ -201,21 +217,25 @@ class _Plan:
         tensors = {}
         for which, (letter, shape) in enumerate((("k", (heads, rank, nope)), ("v", (heads, wide, rank)))):
             name = f"{stem}.attn_{letter}_b.weight"
-            kind = self._kind(name, shape, hf_name)
+            kind = self._wanted(name, shape) or self._stored(hf_name)
             tensors[name] = TensorData(kind, shape, _encoder(kind, part, which, shape))
         return tensors
 
     def _override(self, gguf_name: str) -> str | None:
         return next((kind for pattern, kind in self.overrides.items() if fnmatch(gguf_name, pattern)), None)
 
-    def _kind(self, gguf_name: str, shape: tuple[int, ...], hf_name: str) -> str:
+    def _wanted(self, gguf_name: str, shape: tuple[int, ...]) -> str | None:
+        """The format asked for; None: as it is stored."""
         wanted = self._override(gguf_name)
-        if wanted is None and self.kind is None:
-            return _STORED.get(self.source.tensor(hf_name).dtype, "F32")
-        if wanted is None:
-            plain = len(shape) == 1 or any(fnmatch(gguf_name, pattern) for pattern in _KEPT_PLAIN)
-            wanted = "F32" if plain or self.kind is None else self.kind
-        return wanted if shape[-1] % BY_NAME[wanted].block_size == 0 else "F16"
+        if wanted is None and is_plain(gguf_name, shape):
+            return "F32"
+        if wanted is None and self.mixture is not None:
+            wanted = self.mixture.kind(gguf_name, shape)
+        wanted = wanted or self.kind
+        return None if wanted is None else fitting(wanted, shape[-1])
+
+    def _stored(self, hf_name: str) -> str:
+        return _STORED.get(self.source.tensor(hf_name).dtype, "F32")
 
 
 def _encoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.core.errors import InputError, unknown_name
+from lockstep.core.errors import ConfigError, InputError, unknown_name
 from lockstep.interop.files import replaced_when_checked
 from lockstep.interop.gguf.container import MAX_NAME_BYTES, Field
 from lockstep.interop.gguf.formats import BY_NAME, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SCALAR_DTYPES, ValueType
@@ -51,7 +52,7 @@ def write_gguf(
 
     Raises:
         InputError: a value or tensor that the format cannot hold.
-        ConfigError: the path cannot be written.
+        ConfigError: the path cannot be written, or its disk has not the room.
     """
     if alignment < 8 or alignment & (alignment - 1):
         raise InputError(f"alignment {alignment}: expected a power of two, at least 8", field="alignment")
@@ -59,7 +60,9 @@ def write_gguf(
     if alignment != DEFAULT_ALIGNMENT:
         fields["general.alignment"] = Field(ValueType.UINT32, alignment)
     header = _header(fields, tensors, alignment)
+    need = len(header) + sum(tensor.num_bytes + alignment for tensor in tensors.values())
     with replaced_when_checked(Path(path), ".gguf") as temporary, temporary.open("wb") as file:
+        check_room(temporary.parent, need)
         file.write(header)
         _pad(file, alignment)
         for name, tensor in tensors.items():
@@ -70,6 +73,20 @@ def write_gguf(
             _pad(file, alignment)
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Before the first byte is written: does the disk hold the last one?
+
+    Raises:
+        ConfigError: it does not.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ConfigError(
+            f"{num_bytes / 2**20:,.0f} MiB are to be written and the disk of {folder} has {free / 2**20:,.0f} MiB free; free "
+            "some, or give another place"
+        )
 
 
 def as_field(key: str, value: Any) -> Field:

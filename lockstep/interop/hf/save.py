@@ -25,7 +25,9 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"
 
 
 def save_folder(
@@ -68,6 +70,8 @@ def save_folder(
                 for name in TOKENIZER_FILES:
                     if (tokenizer_from / name).is_file():
                         shutil.copyfile(tokenizer_from / name, temporary / name)
+                if (tokenizer_from / MORE_TEMPLATES).is_dir():
+                    shutil.copytree(tokenizer_from / MORE_TEMPLATES, temporary / MORE_TEMPLATES)
             _write_shards(temporary, items, max_shard_bytes)
             temporary.chmod(0o755)
             _swap(temporary, path)

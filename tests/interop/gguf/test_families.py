@@ -298,6 +298,7 @@ def test_special_ids_and_sampling_defaults(tmp_path: Path) -> None:
         ({"model_type": "lama"}, "unknown model_type"),
         ({"num_hidden_layers": None}, "lacks 'num_hidden_layers'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
+        ({"hidden_act": "relu"}, "always computes silu"),
     ],
 )
 def test_configs_that_cannot_be_said(change: dict, words: str, tiny: Tiny, tmp_path: Path) -> None:

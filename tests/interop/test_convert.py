@@ -1,0 +1,185 @@
+"""`lockstep convert`: the same model in another form, checked before it appears; nothing is lost when that fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lockstep.cli.main import main
+from lockstep.core.errors import ConfigError, ExportError
+from lockstep.interop import alike, convert
+from lockstep.interop.gguf import GGUFSource
+from lockstep.interop.gguf.mixtures import Mixture, fitting
+from lockstep.interop.hf import HFFolder
+from lockstep.interop.weights import open_weights
+from lockstep.tokenize.tokenizer import Tokenizer
+from tests.server.language.tiny import write_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = write_model(tmp_path_factory.mktemp("convert") / "tiny")
+    (made / "generation_config.json").write_text(json.dumps({"eos_token_id": [265, 257], "temperature": 0.5}))
+    return made
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: object, status: int = 0) -> str:
+    assert main(["convert", *map(str, args), "--num-threads", "1"]) == status
+    shown = capsys.readouterr()
+    return shown.err if status else shown.out
+
+
+def test_there_and_back_nothing_is_lost(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(capsys, folder, tmp_path / "a.gguf", "--name", "mine")
+    assert "tensors 21 x F32" in said
+    assert "100% of" in said
+    assert "equal for" in said
+    assert "64 of 64 places, largest relative difference 0.0e+00" in said
+    source = GGUFSource.open(tmp_path / "a.gguf")
+    assert source.file.value("general.name") == "mine"
+    assert source.generation_config() == {"eos_token_id": [265, 257], "temperature": 0.5}
+    told(capsys, tmp_path / "a.gguf", tmp_path / "back")
+    before, after = HFFolder.open(folder), HFFolder.open(tmp_path / "back")
+    assert all(torch.equal(before.tensor(name), after.tensor(name)) for name in before.names())
+    assert after.generation_config() == {"eos_token_id": [265, 257, 266], "temperature": 0.5, "do_sample": True}
+    one, two = Tokenizer.from_folder(folder), Tokenizer.from_folder(tmp_path / "back")
+    assert (one.eos_ids, one.chat_templates) == (two.eos_ids, two.chat_templates)
+    # The folder of bfloat16, and what its file gives back: norms are float32 only in the file.
+    told(capsys, folder, tmp_path / "half", "--format", "bf16")
+    told(capsys, tmp_path / "half", tmp_path / "half.gguf")
+    told(capsys, tmp_path / "half.gguf", tmp_path / "again")
+    half, again = HFFolder.open(tmp_path / "half"), HFFolder.open(tmp_path / "again")
+    assert again.config()["torch_dtype"] == "bfloat16"
+    assert all(torch.equal(half.tensor(name), again.tensor(name)) for name in half.names())
+    assert {again.tensor(name).dtype for name in again.names()} == {torch.bfloat16}
+
+
+def test_quantised(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(capsys, folder, tmp_path / "q8.gguf", "--format", "Q8_0")
+    assert "tensors 16 x Q8_0, 5 x F32" in said
+    assert " KL " in said
+    made = convert.convert(open_weights(folder), tmp_path / "q4.gguf", format="q4_k_m")
+    # Rows of 64 are no blocks of 256: as llama-quantize falls back.
+    assert made.kinds == {"Q5_0": 13, "F32": 5, "Q8_0": 3}
+    assert made.logits is not None
+    assert 0 < made.logits.kl_mean < 10
+    assert "loses twice" in told(capsys, tmp_path / "q8.gguf", tmp_path / "b.gguf", "--format", "q4_0", status=2)
+    assert "Q4_0" in told(
+        capsys, tmp_path / "q8.gguf", tmp_path / "b.gguf", "--format", "q4_0", "--requantise", "--pure"
+    )
+    # Blocks stay what they are where they are of the format, and become float32 in a folder.
+    same = convert.convert(open_weights(tmp_path / "q8.gguf"), tmp_path / "c.gguf")
+    unpacked = convert.convert(open_weights(tmp_path / "q8.gguf"), tmp_path / "unpacked")
+    for made in (same, unpacked):
+        assert made.logits is not None
+        assert made.logits.largest == 0.0
+    one, two = GGUFSource.open(tmp_path / "q8.gguf"), GGUFSource.open(tmp_path / "c.gguf")
+    for name in one.names():
+        assert torch.equal(one.tensor(name), two.tensor(name))
+        assert torch.equal(one.tensor(name), HFFolder.open(tmp_path / "unpacked").tensor(name))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["there.gguf"], "is there already"),
+        (["new.gguf", "--format", "bf61"], "did you mean 'bf16'"),
+        (["new", "--format", "q4_0"], "a format of GGUF files"),
+        (["full"], "is there already"),
+        (["full", "--overwrite"], r"holds more than a model (notes.txt)"),
+        (["full/notes.txt"], "is a file"),
+        (["folder.gguf"], "is a folder"),
+        (["full/notes.txt/x.gguf"], "cannot write"),
+    ],
+)
+def test_wrong_wishes_lose_nothing(
+    args: list[str], words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "full" / "config.json").write_text("{}")
+    (tmp_path / "there.gguf").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert words in told(capsys, folder, tmp_path / args[0], *args[1:], "--no-check", status=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "there.gguf").read_text() == (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["x.gguf", "x"])
+def test_what_differs_is_never_there(out: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that changed, ids that changed and a disk that is full; an earlier output stays."""
+    convert.convert(open_weights(folder), tmp_path / out, check=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fails(error: type, words: str, target: object, name: str, value: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            with pytest.raises(error, match=words):
+                convert.convert(open_weights(folder), tmp_path / out, overwrite=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    read, encode = alike.logits_of, Tokenizer.encode_batch
+    calls: Counter[str] = Counter()
+
+    def drifting(*args: Any) -> torch.Tensor:
+        calls["logits"] += 1
+        return read(*args) + 0.01 * calls["logits"] * torch.arange(272)
+
+    def other_ids(self: Tokenizer, texts: list[str], **options: Any) -> list[list[int]]:
+        calls["ids"] += 1
+        return [[*row, calls["ids"]] for row in encode(self, texts, **options)]
+
+    fails(ExportError, "logits of what was written", alike, "logits_of", drifting)
+    fails(ExportError, "nothing was written", Tokenizer, "encode_batch", other_ids)
+    small = shutil.disk_usage(tmp_path)._replace(free=1000)
+    fails(ConfigError, "MiB free", shutil, "disk_usage", lambda path: small)
+    made = convert.convert(open_weights(folder), tmp_path / out, overwrite=True)
+    assert made.num_texts is not None
+
+
+def test_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, bare)
+    made = convert.convert(open_weights(bare), tmp_path / "x.gguf")
+    assert made.num_texts is None
+    assert "no tokenizer.json" in made.notes[0]
+    again = convert.convert(open_weights(tmp_path / "x.gguf"), tmp_path / "back")
+    assert again.logits is not None
+    assert "no tokenizer" in again.notes[0]
+
+
+def test_a_language_model_is_no_policy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(folder)]) == 2
+    assert "lockstep convert" in capsys.readouterr().err
+
+
+def kinds(name: str, num_layers: int = 16, **changes: Any) -> dict[str, int]:
+    config = {"num_hidden_layers": num_layers, "num_attention_heads": 8, "num_key_value_heads": 2, **changes}
+    mixture = Mixture.of(name, "llama", config, tied=False)
+    shape = (256, 256)
+    names = [f"blk.{layer}.{part}.weight" for layer in range(num_layers) for part in ("attn_v", "ffn_down", "attn_q")]
+    return dict(Counter(mixture.kind(part, shape) for part in [*names, "output.weight", "token_embd.weight"]))
+
+
+def test_mixtures() -> None:
+    """Counts that llama-quantize gives for such a model (tests/reference compares tensor by tensor)."""
+    assert kinds("Q4_K_M") == {"Q6_K": 17, "Q4_K": 33}
+    assert kinds("Q4_K_S") == {"Q5_K": 6, "Q4_K": 43, "Q6_K": 1}
+    assert kinds("Q5_K_M") == {"Q6_K": 17, "Q5_K": 33}
+    assert kinds("Q4_0") == {"Q4_0": 49, "Q6_K": 1}
+    assert kinds("Q8_0") == {"Q8_0": 50}
+    assert kinds("IQ4_NL") == {"Q5_K": 18, "IQ4_NL": 31, "Q6_K": 1}
+    assert kinds("MXFP4_MOE") == {"Q8_0": 50}
+    assert kinds("Q4_K_S", num_local_experts=8)["Q8_0"] == 16
+    assert kinds("Q4_K_S", num_layers=80)["Q5_K"] == 80 + 10
+    assert [fitting(kind, 96) for kind in ("Q4_K", "Q5_K", "Q6_K", "Q8_0")] == ["Q5_0", "Q5_1", "Q8_0", "Q8_0"]
+    assert fitting("Q6_K", 50) == fitting("MXFP4", 50) == "F16"
