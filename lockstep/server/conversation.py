@@ -43,8 +43,12 @@ def prompted(
     grammar: GrammarSpec | None,
     *,
     extra: Mapping[str, Any] | None = None,
+    continues: bool = False,
 ) -> Prompted:
     """The prompt of messages in OpenAI's form, with the constraint of a forced call.
+
+    Args:
+        continues: the answer goes on with the last message, whatever the body says.
 
     Raises:
         Refusal, InputError: messages, tools or choice that cannot be met.
@@ -64,8 +68,8 @@ def prompted(
         messages,
         offered,
         extra=extra,
-        add_generation_prompt=fields.flag("add_generation_prompt", True),
-        continue_final_message=fields.flag("continue_final_message"),
+        add_generation_prompt=fields.flag("add_generation_prompt", True) and not continues,
+        continue_final_message=fields.flag("continue_final_message") or continues,
     )
     constrained = grammar is not None
     parser = service.parser(prompt, names, forced_call=choice.is_forced, constrained=constrained)
@@ -109,6 +113,12 @@ def read_choice(fields: Fields, *, flat: bool = False) -> ToolChoice:
 def forced_names(choice: ToolChoice, names: dict[str, str]) -> dict[str, str]:
     """A dialect's names of the engine's parts; where a call is forced, the schema at fault is a tool's."""
     return {**names, "json_schema": "tools"} if choice.is_forced else names
+
+
+def refuse_other_media(part: Fields) -> None:
+    """Raises Refusal for a part that is an image, a sound or a file: known words, and nothing that this model reads."""
+    if str(part.values.get("type")).removeprefix("input_") in ("image", "image_url", "audio", "file", "document"):
+        raise part.refused("type", f"{part.values['type']!r} is not supported; this model reads text only")
 
 
 def template_extra(fields: Fields) -> dict[str, Any]:

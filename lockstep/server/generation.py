@@ -35,6 +35,8 @@ class Job:
     params: SamplingParams
     parser: Callable[[], OutputParser] | None = None
     """Makes the reader of one sample's text; None: all of it is content."""
+    one_call: bool = False
+    """Of the calls in a sample's text the client takes the first only."""
     priority: int = 0
     cache_salt: str = ""
     adapter: str = ""
@@ -57,6 +59,7 @@ class Choice:
     index: int
     sample: Sample
     parser: OutputParser | None
+    one_call: bool = False
     content: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
@@ -67,6 +70,9 @@ class Choice:
             events: list[Event] = [ContentDelta(text)] if text else []
         else:
             events = self.parser.push(text) + (self.parser.finish() if last else [])
+            if self.one_call:
+                calls = (ToolCallStart, ToolArgumentsDelta)
+                events = [event for event in events if not (isinstance(event, calls) and event.index)]
         for event in events:
             if isinstance(event, ContentDelta):
                 self.content += event.text
@@ -143,7 +149,7 @@ async def _feed(service: LanguageService, job: Job, number: int, queue: asyncio.
                 choice = choices.get(sample.index)
                 if choice is None:
                     parser = job.parser() if job.parser is not None else None
-                    choice = Choice(number * params.n + sample.index, sample, parser)
+                    choice = Choice(number * params.n + sample.index, sample, parser, job.one_call)
                     choices[sample.index] = choice
                 clock.tokens(sample.index, output.num, time.monotonic())
                 if output.is_finished:

@@ -2,12 +2,16 @@
 
     request --> CORS --> key --> body (size, deadline) --> route --> dialect --> engine
 
-Every error is told in the envelope of the route's dialect.
+Every error is told in the envelope of the route's dialect. Every reply names its request: `x-request-id`, the client's own
+where it sent one; Anthropic's client reads `request-id`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,11 +35,12 @@ from lockstep.server.dialects.tokens import detokenize, tokenize
 from lockstep.server.following import follow
 from lockstep.server.language_config import LanguageConfig
 from lockstep.server.limits import BodyReader, Disconnected, check_key, decoded, parse_json
-from lockstep.server.replies import Refusal, Reply, json_reply
+from lockstep.server.replies import Refusal, Reply, json_reply, shortened
 from lockstep.server.service import LanguageService
 from lockstep.server.stream import Answer, ErrorFrame, ErrorReply, Make, as_refusal, send_reply, while_connected
 from lockstep.server.updates import Updates
 
+log = logging.getLogger("lockstep.server")
 OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/v2/health/live", "/v2/health/ready"})
 GENERATING: dict[str, tuple[Make, ErrorReply, ErrorFrame]] = {
     "/v1/chat/completions": (ChatCompletion, openai_error, openai_error_frame),
@@ -92,21 +97,33 @@ class LanguageGate:
 
     def __init__(self, app: FastAPI, service: LanguageService, config: LanguageConfig, key: bytes) -> None:
         self._app: Any = app
+        self._entry: Any = self._handle
         if config.cors_origins:
-            self._app = CORSMiddleware(
-                app, allow_origins=list(config.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            # Around everything: a page that may not read a refusal cannot tell a wrong key from a server that is down.
+            self._entry = CORSMiddleware(
+                self._handle,
+                allow_origins=list(config.cors_origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "request-id", "retry-after"],
             )
         self.service = service
         self._bodies = BodyReader(config.max_body_bytes, config.body_timeout_s)
         self._key = key
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._entry(scope, receive, send)
+
+    async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
         handed = False
         body = b""
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        name = b"request-id" if scope["path"].startswith("/v1/messages") else b"x-request-id"
 
         async def replay() -> Any:
             nonlocal handed
@@ -119,13 +136,14 @@ class LanguageGate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (name, request_id)]}
             await send(message)
 
         try:
             # A browser's preflight carries no key.
             if self._key and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-                check_key(dict(scope["headers"]), self._key)
-            body = await self._bodies.read(receive, dict(scope["headers"]))
+                check_key(headers, self._key)
+            body = await self._bodies.read(receive, headers)
         except Refusal as error:
             await send_reply(watched, _envelope(scope["path"])(error))
         except Disconnected:
@@ -134,7 +152,15 @@ class LanguageGate:
             await self._app(scope, replay, watched)
         route = scope.get("route")
         path = route.path if route is not None else "unknown"
+        if status == 500:
+            log.error("request %s, %s %s, was answered 500", request_id.decode(), scope["method"], scope["path"])
         self.service.metrics.requests.observe(path, status or 499, time.perf_counter() - started)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> bytes:
+    """The client's, if it is one that a log can hold."""
+    given = headers.get(b"x-request-id", b"")
+    return given if re.fullmatch(rb"[!-~]{1,128}", given) else secrets.token_hex(16).encode()
 
 
 def _generating(service: LanguageService, path: str) -> Callable[[Request], Awaitable[Response]]:
@@ -225,7 +251,9 @@ def _envelope(path: str) -> ErrorReply:
 
 async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        refusal: Refusal | InputError = Refusal(error.status_code, str(error.detail))
+        asked = f"{request.method} {shortened(request.url.path)}"
+        told = {404: f"there is no route {asked}; /docs lists all", 405: f"{asked}: the route takes other methods"}
+        refusal: Refusal | InputError = Refusal(error.status_code, told.get(error.status_code, str(error.detail)))
     else:
         refusal = as_refusal(error)
     return _response(_envelope(request.url.path)(refusal))

@@ -11,6 +11,7 @@ from lockstep.engine.scheduler import Counters
 from lockstep.server.metrics import Histogram, RequestMetrics, header, sample
 
 FIRST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+REQUEST_BUCKETS_S = (*FIRST_BUCKETS_S, 300.0, 600.0)
 TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -66,7 +67,7 @@ class Clock:
 class LanguageMetrics:
     """What the HTTP side counts."""
 
-    requests: RequestMetrics = field(default_factory=RequestMetrics)
+    requests: RequestMetrics = field(default_factory=lambda: RequestMetrics(REQUEST_BUCKETS_S))
     num_active: int = 0
     """Jobs whose reply is not complete."""
     num_disconnected: int = 0

@@ -41,7 +41,8 @@ class Histogram:
 class RequestMetrics:
     """Requests by route and status, and their latency by route."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Sequence[float] = LATENCY_BUCKETS_S) -> None:
+        self.bounds = bounds
         self.counts: dict[tuple[str, int], int] = {}
         self.latencies: dict[str, Histogram] = {}
 
@@ -51,7 +52,7 @@ class RequestMetrics:
         self.counts[key] = self.counts.get(key, 0) + 1
         histogram = self.latencies.get(route)
         if histogram is None:
-            histogram = self.latencies[route] = Histogram(LATENCY_BUCKETS_S)
+            histogram = self.latencies[route] = Histogram(self.bounds)
         histogram.add(seconds)
 
     def lines(self) -> list[str]:

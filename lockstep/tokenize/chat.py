@@ -222,13 +222,19 @@ def _message(message: Message, where: str, parts: bool) -> dict[str, Any]:
     return result
 
 
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
+
 def _part_text(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return part["text"]
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise InputError(f"{where} is of type {kind!r}; this model reads text parts only", field=where)
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    if kind not in _TEXT_PARTS or not isinstance(part, Mapping):
+        raise InputError(f"{where} is of type {str(kind)[:80]!r}; this model reads text parts only", field=where)
+    name = "refusal" if kind == "refusal" else "text"
+    if not isinstance(part.get(name), str):
+        raise InputError(f"{where}.{name} is {type(part.get(name)).__name__}; expected a text", field=where)
+    return str(part[name])
 
 
 def _tool_call(call: Any, where: str) -> Any:

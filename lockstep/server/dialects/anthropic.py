@@ -9,13 +9,13 @@ from typing import Any
 
 from lockstep.core.errors import InputError
 from lockstep.core.request import FinishReason
-from lockstep.server.conversation import Prompted, ToolChoice, prompted, template_extra
+from lockstep.server.conversation import Prompted, ToolChoice, prompted, refuse_other_media, template_extra
 from lockstep.server.fields import Fields
 from lockstep.server.generation import Choice, Job, Piece
 from lockstep.server.replies import Refusal, Reply, error_headers, json_reply, shortened
 from lockstep.server.service import LanguageService
 from lockstep.server.stream import Exchange, data_frame
-from lockstep.server.wishes import guided, sampling_params
+from lockstep.server.wishes import guided, response_format, sampling_params
 from lockstep.tokenize.events import ContentDelta, Event, ReasoningDelta, ToolArgumentsDelta, ToolCallStart
 
 TYPES = {
@@ -26,6 +26,7 @@ TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+THINKING = ("enabled", "adaptive", "disabled")
 
 
 class Messages(Exchange):
@@ -50,6 +51,7 @@ class Messages(Exchange):
                 grammar=ready.grammar,
             ),
             parser=ready.parser,
+            one_call=(fields.section("tool_choice") or Fields({})).flag("disable_parallel_tool_use"),
             adapter=adapter,
         )
         self._model = adapter or service.name
@@ -169,8 +171,16 @@ def _prompt(service: LanguageService, fields: Fields) -> Prompted:
     extra = template_extra(fields)
     thinking = fields.section("thinking")
     if thinking is not None:
-        extra = {"enable_thinking": thinking.text("type") != "disabled", **extra}
-    return prompted(service, fields, messages, _tools(fields), _choice(fields), guided(fields), extra=extra)
+        extra = {"enable_thinking": thinking.one_of("type", THINKING) != "disabled", **extra}
+    output = fields.section("output_config") or Fields({})
+    effort = output.text("effort")
+    if effort is not None:
+        extra = {"reasoning_effort": effort, **extra}
+    grammar = response_format(output, "format") or response_format(fields, "output_format") or guided(fields)
+    # The protocol's way to begin the answer: it goes on with a last message of the assistant.
+    last = messages[-1] if messages else {}
+    begun = last.get("role") == "assistant" and "tool_calls" not in last
+    return prompted(service, fields, messages, _tools(fields), _choice(fields), grammar, extra=extra, continues=begun)
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
@@ -207,6 +217,7 @@ def _turn(message: Fields) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block in message.objects("content"):
+        refuse_other_media(block)
         kind = block.one_of("type", ("text", "tool_use", "tool_result", "thinking", "redacted_thinking"))
         if kind == "text":
             texts.append(block.needed_text("text"))
@@ -231,6 +242,7 @@ def _texts(fields: Fields, name: str) -> list[str]:
     if isinstance(value, str):
         return [value]
     for block in fields.objects(name):
+        refuse_other_media(block)
         if block.one_of("type", ("text",), None) is None:
             raise block.wrong("type", "'text'")
     return [block.needed_text("text") for block in fields.objects(name)]

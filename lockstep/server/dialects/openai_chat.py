@@ -37,6 +37,10 @@ class ChatCompletion(Exchange):
         for name in ("functions", "function_call", "audio"):
             if name in fields:
                 raise fields.refused(name, "is not supported; use tools and text")
+        if set(fields.texts("modalities")) - {"text"}:
+            raise fields.refused("modalities", "this model writes text only")
+        if "prompt_logprobs" in fields:
+            raise fields.refused("prompt_logprobs", "is not supported here; use completions")
         messages = [dict(message.values) for message in fields.objects("messages")]
         for message in messages:
             if message.get("role") == "developer":
@@ -67,6 +71,7 @@ class ChatCompletion(Exchange):
                 grammar=ready.grammar,
             ),
             parser=ready.parser,
+            one_call=not fields.flag("parallel_tool_calls", True),
             priority=fields.integer("priority", 0) or 0,
             cache_salt=fields.text("cache_salt", "") or "",
             adapter=adapter,

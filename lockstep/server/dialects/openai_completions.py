@@ -42,6 +42,7 @@ class Completion(Exchange):
         self.is_stream = fields.flag("stream")
         self._tells_versions = fields.flag("return_weight_versions")
         self._sends_usage = options.flag("include_usage")
+        self._continuous = options.flag("continuous_usage_stats")
         scores = self._num_alternatives if self._echo else fields.integer("prompt_logprobs", None, low=0, high=64)
         self.job = Job(
             id="cmpl-" + secrets.token_hex(12),
@@ -121,7 +122,7 @@ class Completion(Exchange):
     def _chunk(self, choice: Choice, text: str, reason: str | None, logprobs: Any) -> bytes:
         document = {**self._head, "choices": [self._choice(choice, text, reason, logprobs)]}
         if self._sends_usage:
-            document["usage"] = None
+            document["usage"] = self._usage(list(self._seen.values())) if self._continuous else None
         return data_frame(document)
 
     def _logprobs(self, choice: Choice, first: int, end: int, *, with_prompt: bool) -> dict[str, Any] | None:

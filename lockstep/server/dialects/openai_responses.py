@@ -36,6 +36,9 @@ class ResponseExchange(Exchange):
         for name, reason in UNSUPPORTED.items():
             if fields.values.get(name) not in (None, False, 0):
                 raise fields.refused(name, reason)
+        fields.one_of("truncation", ("auto", "disabled"))
+        if "message.output_text.logprobs" in fields.listing("include"):
+            raise fields.refused("include", "log-probabilities are not supported here; use chat completions")
         choice, tools = read_choice(fields, flat=True), read_tools(fields, flat=True)
         self.names = forced_names(
             choice, {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": "text.format"}
@@ -63,6 +66,7 @@ class ResponseExchange(Exchange):
                 grammar=ready.grammar,
             ),
             parser=ready.parser,
+            one_call=not fields.flag("parallel_tool_calls", True),
             adapter=adapter,
         )
         params = self.job.params
@@ -80,6 +84,7 @@ class ResponseExchange(Exchange):
             "text": {"format": {"type": "text"}} if form is None else form.values,
             "truncation": "disabled",
             "previous_response_id": None,
+            "store": False,
         }
         self._sequence = 0
         self._choice: Choice | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lockstep.server.conversation import refuse_other_media
 from lockstep.server.fields import Fields
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
@@ -18,7 +19,7 @@ def read_input(fields: Fields) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": instructions})
     if isinstance(fields.values.get("input"), str):
         return [*messages, {"role": "user", "content": fields.values["input"]}]
-    if not fields.values.get("input"):
+    if not fields.values.get("input") or not isinstance(fields.values["input"], list):
         raise fields.wrong("input", "a string or an array of items")
     for item in fields.objects("input"):
         _add(messages, item)
@@ -53,6 +54,7 @@ def _content(item: Fields, name: str) -> str:
         raise item.wrong(name, "a string or an array of parts")
     texts = []
     for part in item.objects(name):
+        refuse_other_media(part)
         kind = part.one_of("type", TEXT_PARTS)
         if kind is None:
             raise part.wrong("type", "'input_text' or 'output_text'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,3 +132,32 @@ def test_errors(client: Any, http: httpx.Client) -> None:
     error = http.post("/v1/messages", content=b"{").json()
     assert error["type"] == "error"
     assert error["error"]["type"] == "invalid_request_error"
+
+
+def test_output_follows_a_schema(client: Any) -> None:
+    form = {"type": "json_schema", "schema": TOOL["input_schema"]}
+    for extra in ({"output_config": {"format": form, "effort": "low"}}, {"output_format": form}):
+        reply = client.messages.create(**wishes(extra_body=extra, max_tokens=60))
+        assert 1 <= json.loads(reply.content[0].text)["days"] <= 9
+
+
+def test_the_answer_goes_on_with_what_was_begun(client: Any, http: httpx.Client) -> None:
+    messages = [*USER, {"role": "assistant", "content": "well"}]
+    reply = client.messages.create(**wishes(messages=messages))
+    prompt = "<|im_start|>user\nhello the world<|im_end|>\n<|im_start|>assistant\nwell"
+    body = {"prompt": prompt, "add_special_tokens": False, "max_tokens": 16, "temperature": 0}
+    assert reply.content[0].text == http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+
+def test_what_is_not_served_is_said_and_requests_have_ids(client: Any, http: httpx.Client) -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    result = {"type": "tool_result", "tool_use_id": "x", "content": [image]}
+    for part in (image, result):
+        with pytest.raises(anthropic().BadRequestError, match="text only") as caught:
+            client.messages.create(**wishes(messages=[{"role": "user", "content": [part]}]))
+        assert caught.value.request_id
+    with pytest.raises(anthropic().BadRequestError, match=r"thinking\.type"):
+        client.messages.create(**wishes(extra_body={"thinking": {"type": "some"}}))
+    assert client.messages.create(**wishes())._request_id
+    given = http.post("/v1/messages", json={}, headers={"x-request-id": "mine"}).headers["request-id"]
+    assert given == "mine"

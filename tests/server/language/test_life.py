@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_health_and_metrics(server: LiveServer, http: httpx.Client) -> None:
     for name in ("time_to_first_token_seconds_count", "engine_generated_tokens_total", "kv_pages_free"):
         assert server.metric(f"lockstep_{name}") > 0
     assert http.get("/version").json()["version"]
-    assert http.get("/nothing").json()["error"]["message"] == "Not Found"
+    assert "no route GET /nothing" in http.get("/nothing").json()["error"]["message"]
 
 
 def test_tokenize(http: httpx.Client) -> None:
@@ -125,7 +126,13 @@ def test_key_cors_and_bodies(folder: Path) -> None:
         asked = {"origin": "http://a.test", "access-control-request-method": "POST"}
         preflight = client.options("/v1/chat/completions", headers=asked)
         assert preflight.headers["access-control-allow-origin"] == "http://a.test"
-        key = {"x-api-key": "secret"}
+        # A page is told why it was refused, and by which request.
+        told = client.get("/v1/models", headers={"origin": "http://a.test", "x-request-id": "mine 1"}).headers
+        assert told["access-control-allow-origin"] == "http://a.test"
+        assert "x-request-id" in told["access-control-expose-headers"]
+        assert re.fullmatch("[0-9a-f]{32}", told["x-request-id"])  # the client's own has a blank
+        key = {"x-api-key": "secret", "x-request-id": "mine-1"}
+        assert client.get("/v1/models", headers=key).headers["x-request-id"] == "mine-1"
         assert client.post("/v1/completions", json={"prompt": "a" * 3000}, headers=key).status_code == 413
 
 

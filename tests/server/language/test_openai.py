@@ -351,6 +351,78 @@ def test_the_clients_errors(client: Any) -> None:
         client.chat.completions.create(model="tiny", messages=image)
 
 
+TWO_CALLS = (
+    r'<tool_call>\{"name": "weather", "arguments": \{"days": 3, "hot": true\}\}</tool_call>'
+    r'<tool_call>\{"name": "weather", "arguments": \{"days": 4, "hot": true\}\}</tool_call>'
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_one_call_where_no_more_are_wanted(http: httpx.Client, parallel: bool, stream: bool) -> None:
+    body = {"messages": USER, "tools": [WEATHER], "parallel_tool_calls": parallel, "guided_regex": TWO_CALLS}
+    reply = http.post("/v1/chat/completions", json=body | {"stream": stream})
+    days = (3, 4) if parallel else (3,)
+    if not stream:
+        calls = reply.json()["choices"][0]["message"]["tool_calls"]
+        told = [call["function"]["arguments"] for call in calls]
+    else:
+        told = [""] * len(days)
+        frames = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+        for frame in frames:
+            for call in frame["choices"][0]["delta"].get("tool_calls", ()):
+                told[call["index"]] += call["function"]["arguments"]
+    assert [json.loads(text)["days"] for text in told] == list(days)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "refusal", "refusal": "no"}, ""),
+        ({"type": "texty", "text": "a"}, "of type 'texty'"),
+        ({"type": "text"}, r"content[0].text is NoneType; expected a text"),
+    ],
+)
+def test_parts_of_a_message(http: httpx.Client, part: dict[str, Any], message: str) -> None:
+    messages = [*USER, {"role": "assistant", "content": [part]}, *USER]
+    reply = http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
+    assert reply.status_code == (400 if message else 200)
+    assert message in reply.text
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("chat/completions", {"messages": USER, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ("chat/completions", {"messages": USER, "modalities": ["text", "audio"]}, "modalities"),
+        ("responses", {"input": "a", "truncation": "some"}, "truncation"),
+        ("responses", {"input": "a", "include": ["message.output_text.logprobs"]}, "include"),
+        ("responses", {"input": 3}, "input"),
+        (
+            "responses",
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+            "input[0].content[0].type",
+        ),
+        ("nowhere", {}, None),
+    ],
+)
+def test_what_is_not_served_is_said(http: httpx.Client, route: str, body: dict[str, Any], param: str | None) -> None:
+    reply = http.post(f"/v1/{route}", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == ((404 if param is None else 400), param)
+    assert ("text only" in error["message"]) == ("content" in str(param) or param == "modalities")
+    assert param is not None or "there is no route POST /v1/nowhere" in error["message"]
+
+
+def test_usage_while_a_completion_streams(http: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "hello", "max_tokens": 3, "stream": True, "stream_options": options, "ignore_eos": True}
+    lines = http.post("/v1/completions", json=body).text.splitlines()
+    counts = [json.loads(line[6:])["usage"]["completion_tokens"] for line in lines if line.startswith("data: {")]
+    assert counts[-1] == 3
+    assert counts == sorted(counts)
+
+
 def test_embeddings(client: Any, lenient: Any, http: httpx.Client, llm: LLM) -> None:
     texts = ["hello", "the world"]
     expected = llm.embed(texts).numpy()
@@ -389,6 +461,7 @@ def test_scores_are_cosines_of_embeddings(http: httpx.Client, llm: LLM) -> None:
 def test_responses(client: Any) -> None:
     wishes: dict[str, Any] = {"model": "tiny", "input": "hello the world", "max_output_tokens": 20, "temperature": 0}
     reply = client.responses.create(**wishes, instructions="be brief")
+    assert reply.store is False
     assert reply.status == "incomplete" or reply.output_text is not None
     chat = client.chat.completions.create(
         model="tiny", max_tokens=20, temperature=0,
