@@ -99,8 +99,8 @@ def train(config: PreferenceConfig, session: Session) -> Result:
     renderer = Renderer(made.tokenizer, config.data, made.model.max_context)
     held_out = read_pairs(Path(config.held_out), renderer) if config.held_out else []
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
-    parts = {"learner": learner, **frozen_parts(made.model, adapter)}
-    session.begin(parts, written(learner, partial(write_weights, made)))
+    write_model = written(learner, partial(write_weights, made))
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)}, write_model)
 
     def read(number: int) -> Sequence[Example]:
         row, where = rows[number], rows.where(number)

@@ -55,8 +55,8 @@ def train(config: SFTConfig, session: Session) -> Result:
     held_out = read_examples(Path(config.held_out), renderer) if config.held_out else []
     adapter = config.adapter.build(made.model, session.seed)
     learner = Learner(made.model, config.learner, adapter=adapter, total_steps=config.run.total_steps)
-    parts = {"learner": learner, **frozen_parts(made.model, adapter)}
-    session.begin(parts, written(learner, partial(write_weights, made)))
+    write_model = written(learner, partial(write_weights, made))
+    session.begin({"learner": learner, **frozen_parts(made.model, adapter)}, write_model)
 
     read = supervised_rows(rows, renderer)
     check_rows(rows, renderer, read, session, batch=config.batch, micro_tokens=config.micro_tokens)
