@@ -163,7 +163,7 @@ def is_exact(format: str, kinds: dict[str, int]) -> bool:
     >>> is_exact("bf16", {"F32": 4}), is_exact("f32", {"BF16": 2}), is_exact("stored", {"Q4_0": 1})
     (False, True, True)
     """
-    return format in (STORED, "f32") or all(kind == FORMATS[format] for kind in kinds)
+    return format in (STORED, "f32") or (format in PLAIN and all(kind == FORMATS[format] for kind in kinds))
 
 
 def _to_gguf(wish: _Wish) -> Conversion:
@@ -173,12 +173,13 @@ def _to_gguf(wish: _Wish) -> Conversion:
     described = source.tokenizer()
     if isinstance(described, Path):
         if (described / "tokenizer.json").is_file():
-            words = vocabulary_fields(described, source.config()["vocab_size"])
+            words = vocabulary_fields(described, _vocab_size(source))
             notes += words.notes
         else:
             notes.append(
                 f"{described} has no tokenizer.json: the file has no vocabulary, so texts cannot be sent to it"
             )
+    about = {} if isinstance(described, Path) else _about(source)
     with replaced_when_checked(out, ".gguf") as temporary:
         stored = save_gguf(
             temporary,
@@ -187,6 +188,7 @@ def _to_gguf(wish: _Wish) -> Conversion:
             pure=wish.pure,
             tokenizer=None if words is None else words.fields,
             name=wish.name,
+            about=about,
         )
         written = GGUFSource.open(temporary)
         texts, logits = _compare(wish, written, notes, words or VocabularyFields({}))
@@ -201,6 +203,24 @@ def _to_gguf(wish: _Wish) -> Conversion:
         logits=logits,
         notes=notes,
     )
+
+
+def _about(source: TensorSource) -> dict[str, Any]:
+    """What a file says of its model beside what is written anew: author, licence, tags."""
+    if not isinstance(source, GGUFSource):
+        return {}
+    anew = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
+    names = {f"general.{name}" for name in anew}
+    return {
+        key: value for key, value in source.file.metadata.items() if key.startswith("general.") and key not in names
+    }
+
+
+def _vocab_size(source: TensorSource) -> int:
+    size = source.config().get("vocab_size")
+    if not isinstance(size, int):
+        raise FormatError(f"the config has vocab_size={size!r}; expected a whole number")
+    return size
 
 
 def _to_folder(wish: _Wish) -> Conversion:
@@ -305,6 +325,8 @@ def _compare(
         return None, None
     before, after = alike.tokenizer_of(wish.source), alike.tokenizer_of(written)
     texts = None
+    if (before is None) != (after is None):
+        raise ExportError("the tokenizer was not written; nothing is left of the rest")
     if before is not None and after is not None:
         texts = alike.compare_ids(
             before,
@@ -313,15 +335,19 @@ def _compare(
             special=not words.spaces_differ,
             first_space=not words.first_space_differs,
         )
-    ids = alike.prompt_ids(before, wish.source.config()["vocab_size"])
+    ids = alike.prompt_ids(before, _vocab_size(wish.source))
     is_unpacked = any(kind not in _DTYPES for kind in _kinds(wish.source)) and isinstance(written, HFFolder)
     one: TensorSource = _Unpacked(wish.source) if is_unpacked else wish.source
+    dtype = "fp32" if is_unpacked else "auto"
     try:
-        logits = [alike.logits_of(model, ids, "fp32" if is_unpacked else "auto") for model in (one, written)]
+        logits = alike.logits_of(one, ids, dtype)
     except (ConfigError, FormatError) as error:
         notes.append(f"logits were not compared, for the model cannot be run here: {error}")
         return texts, None
-    found = alike.compare_logits(*logits)
+    try:
+        found = alike.compare_logits(logits, alike.logits_of(written, ids, dtype))
+    except (ConfigError, FormatError) as error:
+        raise ExportError(f"what was written cannot be run: {error}; nothing is left of it") from error
     if not math.isfinite(found.largest) or (wish.is_exact and found.largest > alike.SAME):
         raise ExportError(f"the logits of what was written are not those of the model: {found}; nothing was written")
     return texts, found

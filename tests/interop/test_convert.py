@@ -14,7 +14,7 @@ import torch
 from lockstep.cli.main import main
 from lockstep.core.errors import ConfigError, ExportError
 from lockstep.interop import alike, convert
-from lockstep.interop.gguf import GGUFSource
+from lockstep.interop.gguf import GGUFSource, save_gguf
 from lockstep.interop.gguf.mixtures import Mixture, fitting
 from lockstep.interop.hf import HFFolder
 from lockstep.interop.weights import open_weights
@@ -155,6 +155,22 @@ def test_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
     again = convert.convert(open_weights(tmp_path / "x.gguf"), tmp_path / "back")
     assert again.logits is not None
     assert "no tokenizer" in again.notes[0]
+
+
+def test_what_a_file_says_of_its_model_stays(folder: Path, tmp_path: Path) -> None:
+    about = {"general.author": "somebody", "general.tags": ["a", "b"]}
+    save_gguf(tmp_path / "a.gguf", open_weights(folder), "F16", about=about)
+    convert.convert(open_weights(tmp_path / "a.gguf"), tmp_path / "b.gguf", format="q8_0", name="b")
+    file = GGUFSource.open(tmp_path / "b.gguf").file
+    assert {key: file.value(key) for key in about} == about
+    assert (file.value("general.name"), file.value("general.file_type")) == ("b", 7)
+    # Of an architecture that is not run here the logits cannot be compared, and that is said.
+    config = json.loads((folder / "config.json").read_text())
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "architectures": ["OtherForCausalLM"]}))
+    made = convert.convert(open_weights(tmp_path / "other"), tmp_path / "c.gguf")
+    assert made.logits is None
+    assert "cannot be run here" in made.notes[0]
 
 
 def test_a_language_model_is_no_policy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,6 +314,8 @@ def fields_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
             raise InputError(f"the config lacks {hf_key!r}", field=hf_key)
         if value is not None:
             short[gguf_key] = float(value) if hf_key.endswith(_FLOATS) else value
+    if config.get("vocab_size") is None:
+        raise InputError("the config lacks 'vocab_size'", field="vocab_size")
     short["vocab_size"] = config["vocab_size"]
     if name != "gpt2":
         short |= _rope_fields(name, arch, config)

@@ -42,6 +42,7 @@ def save_gguf(
     overrides: Mapping[str, str] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     name: str = "model",
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Write a model as GGUF.
 
@@ -56,6 +57,7 @@ def save_gguf(
         tokenizer: `tokenizer.*` fields; by default the source's own (`vocabulary_fields` of its folder), or a file without
             vocabulary where it has none.
         name: `general.name`.
+        about: more `general.*` fields, such as author and licence.
 
     Returns:
         the format of every tensor written, by GGUF name.
@@ -89,7 +91,7 @@ def save_gguf(
         tensors |= plan.group(gguf_name, members)
     stored = {gguf_name: tensor.kind for gguf_name, tensor in tensors.items()}
     words = _tokenizer_fields(source, config, tokenizer) | sampling_fields(source.generation_config())
-    write_gguf(path, _metadata(fields, stored, kind, name, words), tensors)
+    write_gguf(path, {**(about or {}), **_metadata(fields, stored, kind, name, words)}, tensors)
     return stored
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lockstep.core.errors import ConfigError, InputError
@@ -131,7 +132,10 @@ def _write_shard(folder: Path, index: int, shard: Mapping[str, torch.Tensor]) ->
         seen.add(storage.data_ptr())
         own[name] = tensor
     path = folder / _part(index)
-    save_file(own, path, metadata={"format": "pt"})
+    try:
+        save_file(own, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a disk that is full is told so too
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
