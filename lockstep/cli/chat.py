@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from lockstep.engine.llm import LLM
 from lockstep.tokenize.chat import ChatTemplate
 
 HELP = "/reset forgets the conversation, /help shows this, /exit or ctrl-d ends; ctrl-c stops an answer"
+ENDS, HELPS, RESETS = ("/exit", "/bye", "/quit"), ("/help", "/?"), ("/reset", "/clear")
+"""With the words of other programs that people chat in."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,15 @@ def talk(conversation: Conversation, *, interactive: bool) -> int:
 
         print(HELP)
     for line in _lines(interactive):
-        if line == "/exit":
+        word = line.strip()
+        if word in ENDS:
             break
-        if line == "/reset":
+        if word in RESETS:
             conversation.reset()
-        elif line == "/help":
+        elif word in HELPS:
             print(HELP)
+        elif interactive and re.match(r"/[a-z]+( |$)", word):
+            print(f"there is no command {word.split()[0]}: {HELP}")
         elif line.strip():
             _answer(conversation, line)
     return 0

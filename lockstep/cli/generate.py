@@ -92,6 +92,8 @@ class GenerateArgs:
 
 def main(args: Sequence[str]) -> int:
     wish = tyro.cli(GenerateArgs, args=list(args), prog="lockstep generate")
+    if not wish.prompts and sys.stdin.isatty():
+        print("prompts, one a line; ctrl-d ends", file=sys.stderr)
     prompts = list(wish.prompts) or [line.rstrip("\n") for line in sys.stdin]
     if not prompts:
         raise ConfigError("no prompts; give them after the model, or one a line on the input")

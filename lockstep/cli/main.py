@@ -36,6 +36,10 @@ VERBS = {
 }
 
 
+OTHERS = {"run": "chat", "ls": "list", "delete": "rm", "download": "pull", "launch": "serve", "evaluate": "eval"}
+"""What other programs call a verb -> what it is called here."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (2 for a user's error, which is told in one paragraph)."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")
     if verb not in VERBS:
-        print(f"lockstep: {unknown_name('command', verb, VERBS)}", file=sys.stderr)
+        near = f"unknown command {verb!r}; did you mean {OTHERS[verb]!r}?" if verb in OTHERS else ""
+        print(f"lockstep: {near or unknown_name('command', verb, VERBS)}", file=sys.stderr)
         return 2
     try:
         with collector_paused():

@@ -42,6 +42,11 @@ def main(args: Sequence[str]) -> int:
             from lockstep.cli.serve_language import main as serve_language
         return serve_language(args)
     wish = tyro.cli(ServeArgs, args=list(args), prog="lockstep serve")
+    if not wish.policies:
+        raise ConfigError(
+            "nothing to serve; give run directories or policy folders, or a language model: a GGUF file, a Hugging Face "
+            "folder, a name that `lockstep list` shows, or a hub id such as org/name"
+        )
     for word in wish.policies:
         path = word.partition("=")[2] or word
         if not Path(path).exists():

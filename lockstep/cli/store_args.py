@@ -53,6 +53,16 @@ class NameArgs:
     """Folder of the store; None: lockstep/models in the user's cache."""
 
 
+@dataclass(frozen=True)
+class RemoveArgs:
+    """Take models out of the store: all that are named, or none."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Their names, as `lockstep list` shows them."""
+    store: Path | None = None
+    """Folder of the store; None: lockstep/models in the user's cache."""
+
+
 def opened(store: Path | None) -> ModelStore:
     """The store that is meant."""
     return ModelStore(store if store is not None else model_store())
@@ -121,9 +131,15 @@ def show(args: Sequence[str]) -> int:
 
 
 def remove(args: Sequence[str]) -> int:
-    wish = tyro.cli(NameArgs, args=list(args), prog="lockstep rm")
-    gone = opened(wish.store).remove(wish.model)
-    print(f"removed {gone.name}: {byte_words(gone.num_bytes)}")
+    wish = tyro.cli(RemoveArgs, args=list(args), prog="lockstep rm")
+    if not wish.models:
+        raise InputError("no model is named; `lockstep list` shows them", field="models")
+    store = opened(wish.store)
+    for name in wish.models:
+        store.whole_or_damaged(name)
+    for name in wish.models:
+        gone = store.remove(name)
+        print(f"removed {gone.name}: {byte_words(gone.num_bytes)}")
     return 0
 
 

@@ -119,10 +119,13 @@ class Admission:
             raise InputError("stop strings need a tokenizer; this engine serves ids: use stop_token_ids", field="stop")
         most = plan.max_context - num_prompt
         if most < 1 or (params.max_tokens or 0) > most:
+            # Clients that shorten a conversation by themselves look for these very words.
+            known = f"this model's maximum context length is {plan.max_context} tokens"
+            if most < 1:
+                known = f"prompt is too long: {num_prompt} tokens > {plan.max_context} maximum; {known}"
             raise InputError(
-                f"a prompt of {num_prompt} tokens and max_tokens={params.max_tokens}; prompt and text together have "
-                f"{plan.max_context} tokens at most (model {self._model_context}, cache {plan.num_pages} pages of "
-                f"{PAGE}): shorten either",
+                f"{known}, of prompt and text together; got a prompt of {num_prompt} and max_tokens={params.max_tokens} (model "
+                f"{self._model_context}, cache {plan.num_pages} pages of {PAGE}): shorten either",
                 field="max_tokens" if most >= 1 else "prompt",
             )
         if params.min_tokens > most:

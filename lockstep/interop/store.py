@@ -112,7 +112,7 @@ class ModelStore:
             InputError: there is none of this name.
             ConfigError: the system does not let us.
         """
-        found = self._whole_or_damaged(name)
+        found = self.whole_or_damaged(name)
         try:
             trash = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
             found.folder.rename(trash / "model")
@@ -121,8 +121,12 @@ class ModelStore:
             raise ConfigError(f"cannot remove {found.folder}: {error}") from error
         return found
 
-    def _whole_or_damaged(self, name: str) -> StoredModel:
-        """The model; of one with a damaged record what its folder tells."""
+    def whole_or_damaged(self, name: str) -> StoredModel:
+        """The model; of one with a damaged record what its folder tells.
+
+        Raises:
+            InputError: there is none of this name.
+        """
         try:
             return self.get(name)
         except FormatError:

@@ -70,7 +70,7 @@ def test_chat_keeps_its_turns(llm: LLM, capsys: pytest.CaptureFixture[str], monk
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     said = [message["content"] for message in conversation.messages if message["role"] == "assistant"]
     assert capsys.readouterr().out == "".join(text + "\n" for text in said)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/reset\nhello\n/exit\nnever\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/reset\nhello\n/bye\nnever\n"))
     talk(conversation, interactive=False)
     assert conversation.messages[1:] == [
         {"role": "user", "content": "hello"},
@@ -128,3 +128,15 @@ def test_serve_is_a_process_that_drains(folder: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_mistyped_command_is_no_turn(
+    llm: LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llm.tokenizer is not None
+    conversation = Conversation(llm, ChatTemplate.of(llm.tokenizer), SamplingArgs(max_tokens=2, seed=1))
+    lines = iter(["/set temperature 3", "/?", "/etc/hosts is a file", "/bye"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    talk(conversation, interactive=True)
+    assert "there is no command /set: /reset forgets" in capsys.readouterr().out
+    assert [message["content"] for message in conversation.messages][::2] == ["/etc/hosts is a file"]

@@ -65,6 +65,13 @@ def test_a_full_disk_is_told_with_what_to_do(
     assert told[1:] == ["go on with: lockstep train --resume RUN"]
 
 
+def test_a_verb_of_other_programs_is_told_its_name_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "model"]) == 2
+    assert "did you mean 'chat'?" in capsys.readouterr().err
+    assert main(["serve"]) == 2
+    assert "or a language model" in capsys.readouterr().err
+
+
 def test_unknown_option_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "ppo-cartpole", "--run.totl-steps", "5"])

@@ -145,7 +145,11 @@ def test_running_texts_go_on_while_a_long_prompt_comes_in() -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "numbers"),
     [
-        ({"length": 300}, "prompt", "256"),
+        (
+            {"length": 300},
+            "prompt",
+            "prompt is too long: 300 tokens > 256 maximum; this model's maximum context length is",
+        ),
         ({"length": 100, "max_tokens": 200}, "max_tokens", "200"),
         ({"length": 100, "max_tokens": None, "min_tokens": 157}, "min_tokens", "room for 156 more"),
         ({"length": 5, "max_tokens": 3, "min_tokens": 4}, "min_tokens", "max_tokens=3"),
@@ -169,7 +173,7 @@ def test_impossible_requests_are_refused_with_the_numbers(changes: dict, field: 
 
 def test_context_is_what_model_and_pool_hold() -> None:
     engine = Engine(FakeModel(), None, tiny(num_pages=4))
-    with pytest.raises(InputError, match="64 tokens at most"):
+    with pytest.raises(InputError, match="maximum context length is 64 tokens"):
         engine.add(ask("a", 40, max_tokens=25))
     (sample,) = engine.add(ask("a", 40, max_tokens=None))
     run(engine)

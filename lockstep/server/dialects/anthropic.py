@@ -217,6 +217,10 @@ def _turn(message: Fields) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block in message.objects("content"):
+        source = block.section("source") if block.values.get("type") == "document" else None
+        if source is not None and source.values.get("type") == "text":
+            texts.append(source.needed_text("data"))
+            continue
         refuse_other_media(block)
         kind = block.one_of("type", ("text", "tool_use", "tool_result", "thinking", "redacted_thinking"))
         if kind == "text":
