@@ -90,6 +90,7 @@ class LanguageService:
     async def start(self) -> None:
         """Load, generate one token as a proof, be ready. What fails is kept in `error`."""
         started = time.monotonic()
+        log.info("model %s is being loaded; until it is there requests are answered 503", self.name)
         try:
             engine = await asyncio.wrap_future(begin_loading(self))
             self._tokenizer = engine.tokenizer
@@ -126,7 +127,9 @@ class LanguageService:
             await asyncio.sleep(POLL_S)
         if self.metrics.num_active:
             log.warning(
-                "%d requests did not end within %g s and are aborted", self.metrics.num_active, self.config.drain_s
+                "requests that did not end within %g s and are aborted: %d",
+                self.config.drain_s,
+                self.metrics.num_active,
             )
         await self.close()
 

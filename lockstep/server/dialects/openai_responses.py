@@ -99,7 +99,7 @@ class ResponseExchange(Exchange):
         if choice.content or not (choice.calls or choice.reasoning):
             items.append(self._new("message", text=choice.content))
         items += [self._new("function_call", call.id, call.name, call.arguments) for call in choice.calls]
-        return self._response(choice, [_closed(item) for item in items])
+        return self._response(choice, _closed(items, _end_of(choice)))
 
     def piece(self, piece: Piece) -> Iterable[bytes]:
         if self._choice is None:
@@ -114,8 +114,8 @@ class ResponseExchange(Exchange):
         assert choice is not None
         if not self._items:
             yield from self._open(self._new("message"))
-        yield from self._close()
-        document = self._response(choice, [_closed(item) for item in self._items])
+        yield from self._close(_end_of(choice))
+        document = self._response(choice, _closed(self._items, _end_of(choice)))
         yield self._frame(f"response.{document['status']}", response=document)
 
     def _event(self, event: Event) -> Iterable[bytes]:
@@ -151,10 +151,10 @@ class ResponseExchange(Exchange):
                 "response.content_part.added", item_id=item["id"], output_index=index, content_index=0, part=part
             )
 
-    def _close(self) -> Iterable[bytes]:
+    def _close(self, status: str = "completed") -> Iterable[bytes]:
         if not self._items:
             return
-        item = _closed(self._items[-1])
+        item = _closed(self._items, status)[-1]
         place = {"item_id": item["id"], "output_index": len(self._items) - 1}
         if item["type"] == "function_call":
             yield self._frame(
@@ -183,8 +183,8 @@ class ResponseExchange(Exchange):
         return {"id": f"msg_{token}", "type": kind, "status": "in_progress", "role": "assistant", "content": [part]}
 
     def _response(self, choice: Choice | None, items: list[dict[str, Any]]) -> dict[str, Any]:
-        cut = choice is not None and choice.sample.finish_reason is FinishReason.LENGTH
-        status = "in_progress" if choice is None else "incomplete" if cut else "completed"
+        status = "in_progress" if choice is None else _end_of(choice)
+        cut = status == "incomplete"
         return {
             "id": self.job.id,
             "object": "response",
@@ -206,8 +206,13 @@ def responses_error_frame(reply: Reply) -> bytes:
     return b"event: error\ndata: " + reply.body + b"\n\n"
 
 
-def _closed(item: dict[str, Any]) -> dict[str, Any]:
-    return {**item, "status": "completed"}
+def _end_of(choice: Choice) -> str:
+    return "incomplete" if choice.sample.finish_reason is FinishReason.LENGTH else "completed"
+
+
+def _closed(items: list[dict[str, Any]], status: str) -> list[dict[str, Any]]:
+    """The items as they end: all but the last one, whose status this is, are complete."""
+    return [*({**item, "status": "completed"} for item in items[:-1]), {**items[-1], "status": status}]
 
 
 def _usage(choice: Choice) -> dict[str, Any]:

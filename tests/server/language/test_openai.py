@@ -462,6 +462,7 @@ def test_responses(client: Any) -> None:
     wishes: dict[str, Any] = {"model": "tiny", "input": "hello the world", "max_output_tokens": 20, "temperature": 0}
     reply = client.responses.create(**wishes, instructions="be brief")
     assert reply.store is False
+    assert reply.output[0].status == reply.status
     assert reply.status == "incomplete" or reply.output_text is not None
     chat = client.chat.completions.create(
         model="tiny", max_tokens=20, temperature=0,
@@ -482,6 +483,7 @@ def test_responses(client: Any) -> None:
     ]
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == reply.output_text
     assert events[-1].response.output_text == reply.output_text
+    assert events[-1].response.output[0].status == events[-2].item.status == reply.status
     with pytest.raises(openai().BadRequestError, match="previous_response_id"):
         client.responses.create(**wishes, previous_response_id="resp_1")
 
