@@ -8,6 +8,7 @@
 namespace {
 
 constexpr i64 TASK_BYTES = 1 << 16;  // weights a task reads at least, so that taking it costs little beside
+constexpr i64 COMPUTED_ROWS = 24;  // from here on a panel takes longer to compute with than to read
 constexpr i64 TASK_INPUTS = 1 << 19;  // inputs of all rows of a task, about what the second-level cache keeps as int8
 
 struct Expert {
@@ -27,7 +28,7 @@ void run(const LsPackedSpec& spec, Expert* experts, i64 num_experts, const float
     float_rows = prepare_float_rows(spec, x, num_rows);
   else
     int_rows = prepare_int_rows(spec, x, num_rows);
-  const i64 panels_per_task = num_rows > TILE_ROWS || bytes >= TASK_BYTES ? 1 : (TASK_BYTES + bytes - 1) / bytes;
+  const i64 panels_per_task = num_rows >= COMPUTED_ROWS || bytes >= TASK_BYTES ? 1 : (TASK_BYTES + bytes - 1) / bytes;
   const i64 panel_parts = (num_panels + panels_per_task - 1) / panels_per_task;
   i64 task_rows = TASK_INPUTS / spec.num_inputs / 6 * 6;
   task_rows = task_rows < 48 ? 48 : task_rows > 240 ? 240 : task_rows;  // a multiple of every tile height

@@ -8,14 +8,16 @@
 
 namespace {
 
-constexpr i64 K_BLOCK = 512;  // steps (inputs or pairs) of a panel that stay in the cache while rows pass by
+// Steps (inputs or pairs) of a panel that stay in the cache while rows pass by. Narrow vectors pass a block several times, a
+// line of 64 bytes at once, and fetch the next block meanwhile: both lie in the first-level cache.
+constexpr i64 K_BLOCK = VLEN == 16 ? 512 : 32, K_BLOCK_FROM = VLEN == 16 ? TILE_ROWS + 1 : 2;  // rows
 constexpr i64 STRIP = 16, STRIP_INPUTS = 256, STRIP_FROM = 24;  // outputs and inputs of a strip, 16 KB; rows to copy it for
 constexpr i64 X_STEP = HAVE_BF16_DOT ? 1 : 2;  // elements of x that a step of pairs reads
 
 #if VLEN == 16
-constexpr int WIDE = 4, TILE_VECTORS = 4;
+constexpr int WIDE = 4, FEW_VECTORS = 4, TILE_VECTORS = 4;
 #else
-constexpr int WIDE = 64 / VLEN, TILE_VECTORS = 2;  // one row needs few registers and takes the panel as one stream
+constexpr int WIDE = 64 / VLEN, FEW_VECTORS = 4, TILE_VECTORS = 2;  // one row needs few registers and takes the panel as one stream
 #endif
 
 template <bool PAIRS>
@@ -60,7 +62,10 @@ __attribute__((noinline)) void tile(const int32_t* x, i64 x_stride, const int32_
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) {
       row[j] = load_int(at + j * VLEN);
-      if (W_STRIDE == FLOAT_PANEL && j * VLEN % 16 == 0) __builtin_prefetch((const char*)(at + j * VLEN) + PREFETCH_AHEAD);
+      if (W_STRIDE == FLOAT_PANEL && j * VLEN % 16 == 0) {
+        constexpr i64 AHEAD = NV * VLEN == FLOAT_PANEL ? PREFETCH_AHEAD : K_BLOCK * FLOAT_PANEL * 4;
+        __builtin_prefetch((const char*)(at + j * VLEN) + AHEAD);
+      }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++)
@@ -74,13 +79,13 @@ __attribute__((noinline)) void tile(const int32_t* x, i64 x_stride, const int32_
 }
 
 typedef void (*Tile)(const int32_t*, i64, const int32_t*, i64, const float*, bool, float*, i64, i64);
-#define TILES(pairs, one, more, stride)                                                                  \
+#define TILES(pairs, one, few, more, stride)                                                             \
   {                                                                                                      \
-    tile<pairs, 1, one, stride>, tile<pairs, 2, more, stride>, tile<pairs, 3, more, stride>,             \
+    tile<pairs, 1, one, stride>, tile<pairs, 2, few, stride>, tile<pairs, 3, few, stride>,               \
         tile<pairs, 4, more, stride>, tile<pairs, 5, more, stride>, tile<pairs, 6, more, stride>         \
   }
-const Tile tiles[2][TILE_ROWS] = {TILES(false, WIDE, TILE_VECTORS, FLOAT_PANEL),
-                                  TILES(true, WIDE, TILE_VECTORS, FLOAT_PANEL)};
+const Tile tiles[2][TILE_ROWS] = {TILES(false, WIDE, FEW_VECTORS, TILE_VECTORS, FLOAT_PANEL),
+                                  TILES(true, WIDE, FEW_VECTORS, TILE_VECTORS, FLOAT_PANEL)};
 
 ALWAYS_INLINE uint16_t bf16_bits(float x) {
   uint32_t bits;
@@ -161,7 +166,7 @@ FloatRows prepare_float_rows(const LsPackedSpec& spec, const float* x, i64 num_r
 #if VLEN == 8
 // Rows against one panel, a copied strip after the other.
 void run_strips(const PanelJob& job, const FloatRows& rows, const int32_t* panel, i64 column) {
-  static const Tile strip_tiles[TILE_ROWS] = TILES(false, 2, 2, STRIP);
+  static const Tile strip_tiles[TILE_ROWS] = TILES(false, 2, 2, 2, STRIP);
   const bool pairs = job.spec->kind == LS_PACKED_BF16;
   const i64 num_outputs = job.spec->num_outputs, inputs = pairs ? (job.spec->num_inputs + 1) / 2 * 2 : job.spec->num_inputs;
   int32_t* strip = (int32_t*)scratch(SCRATCH_PACKED_PANEL, STRIP_INPUTS * STRIP * 4);
@@ -200,7 +205,7 @@ void run_float_panels(const PanelJob& job, const FloatRows& rows) {
   const LsPackedSpec& spec = *job.spec;
   const bool pairs = spec.kind == LS_PACKED_BF16;
   const i64 steps = pairs ? (spec.num_inputs + 1) / 2 : spec.num_inputs, num_outputs = spec.num_outputs;
-  const i64 block = job.row_hi - job.row_lo > TILE_ROWS ? K_BLOCK : steps;
+  const i64 block = job.row_hi - job.row_lo >= K_BLOCK_FROM ? K_BLOCK : steps;
   for (i64 panel = 0; panel < job.num_panels; panel++) {
     const i64 column = job.first_column + panel * FLOAT_PANEL;
     const int32_t* w = (const int32_t*)job.panel + panel * steps * FLOAT_PANEL;
@@ -214,7 +219,7 @@ void run_float_panels(const PanelJob& job, const FloatRows& rows) {
       const i64 now = steps - p < block ? steps - p : block;
       for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
         mr = tile_rows(job.row_hi - i, TILE_ROWS);
-        const i64 vectors = mr == 1 ? WIDE : TILE_VECTORS;
+        const i64 vectors = mr == 1 ? WIDE : mr <= 3 ? FEW_VECTORS : TILE_VECTORS;
         for (i64 j = 0; j < FLOAT_PANEL && column + j < num_outputs; j += vectors * VLEN)
           tiles[pairs][mr - 1]((const int32_t*)rows.data + i * rows.stride + p * (pairs ? X_STEP : 1), rows.stride, w + p * FLOAT_PANEL + j,
                                now, job.bias ? job.bias + column + j : nullptr, p > 0,

@@ -15,7 +15,11 @@ constexpr int MAX_ROWS = 4;  // 8 sums of 16 registers, see packed_int_avx2.h
 #else
 constexpr int MAX_ROWS = 2;
 #endif
-constexpr i64 BLOCK_BYTES = 1 << 14;  // codes of a panel that stay in the first-level cache while rows pass by, with AVX2
+// With AVX2: codes of a panel that stay in the first-level cache while rows pass by. Few rows wait for memory, which is faster
+// as one stream: their tiles are of two rows, which take a panel whole, and the next block is fetched into that cache too.
+constexpr i64 BLOCK_BYTES = 1 << 14, SMALL_BLOCK_BYTES = 1 << 13;
+constexpr i64 FEW_ROWS = 8;
+constexpr int WHOLE_ROWS = 2;
 constexpr i64 UNPACK_FROM = 2 * MAX_ROWS + 1;  // rows; from here on nibbles are spelled out once for all tiles
 
 ALWAYS_INLINE vi load_bytes(const uint8_t* p) { return as_int(load((const float*)p)); }
@@ -91,6 +95,7 @@ struct TileArgs {
   const float* bias;  // of the panel, or null
   float* y;
   i64 num;  // outputs of the panel that exist
+  i64 ahead;  // bytes from a code to the one to fetch
   bool from_y;  // the chains go on where y left them
 };
 
@@ -201,14 +206,18 @@ typedef void (*Tile)(const TileArgs&);
   }
 #elif VLEN == 8
 #define TILES(kind, sub) \
-  { tile<kind, sub, 1>, tile<kind, sub, 2>, tile<kind, sub, 3>, tile<kind, sub, 4> }
+  {                                                                                                                \
+    tile<kind, sub, 1>, tile<kind, sub, 2>, tile<kind, sub, 3>, tile<kind, sub, 4>, tile<kind, sub, 1, false>,     \
+        tile<kind, sub, 2, false>, tile<kind, sub, 3, false>, tile<kind, sub, 4, false>                            \
+  }
 #else
 #define TILES(kind, sub) \
   { tile<kind, sub, 1>, tile<kind, sub, 2> }
 #endif
 #define BOTH_SUBS(kind) \
   { TILES(kind, 16), TILES(kind, 32) }
-const Tile tiles[3][2][MAX_ROWS] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES),
+// With AVX2, after those of a block's first rows, which fetch the next block, those of its other rows.
+const Tile tiles[3][2][MAX_ROWS * (VLEN == 8 ? 2 : 1)] = {BOTH_SUBS(LS_PACKED_BYTES), BOTH_SUBS(LS_PACKED_NIBBLES),
                                     BOTH_SUBS(LS_PACKED_TABLE)};
 
 // A panel of nibbles as a panel of bytes with the same scales and minima; stored codes keep their offset.
@@ -243,9 +252,11 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
     kind = LS_PACKED_BYTES;
     code_bytes = 2 * stored_bytes;
   }
+  const bool few = VLEN == 8 && job.row_hi - job.row_lo <= FEW_ROWS;
   i64 groups_at_once = num_groups;
-  if (VLEN == 8 && job.row_hi - job.row_lo > MAX_ROWS) {
-    const i64 parts = (code_bytes * num_groups + BLOCK_BYTES - 1) / BLOCK_BYTES;
+  if (VLEN == 8 && job.row_hi - job.row_lo > WHOLE_ROWS) {
+    const i64 most = few ? SMALL_BLOCK_BYTES : BLOCK_BYTES;
+    const i64 parts = (code_bytes * num_groups + most - 1) / most;
     groups_at_once = (num_groups + parts - 1) / parts;
     // A block of a row's scales begins with the part.
     if (spec.group < ROW_BLOCK) groups_at_once += groups_at_once % (ROW_BLOCK / spec.group);
@@ -271,14 +282,15 @@ void run_int_panels(const PanelJob& job, const IntRows& rows) {
       a.num_groups = num_groups - g < groups_at_once ? num_groups - g : groups_at_once;
       a.w = panel_start + g * a.unit_bytes;
       a.from_y = g > 0;
+      a.ahead = groups_at_once < num_groups ? a.unit_bytes * groups_at_once : PREFETCH_AHEAD;
       for (i64 i = job.row_lo, mr = 0; i < job.row_hi; i += mr) {
-        mr = tile_rows(job.row_hi - i, MAX_ROWS);
+        mr = tile_rows(job.row_hi - i, few ? WHOLE_ROWS : MAX_ROWS);
         a.x = rows.codes + (i * num_inputs + k) * rows.code_bytes;
         a.scale = rows.scale + (i * num_inputs + k) / ROW_BLOCK;
         a.start = rows.start + (i * num_inputs + k) / sub;
         a.moment = rows.moment + (i * num_inputs + k) / sub;
         a.y = job.y + i * spec.num_outputs + column;
-        row_tiles[mr - 1](a);
+        row_tiles[mr - 1 + (VLEN == 8 && i > job.row_lo ? MAX_ROWS : 0)](a);
       }
     }
   }
