@@ -19,6 +19,10 @@ from lockstep.server.wishes import MAX_ALTERNATIVES, guided, response_format, sa
 from lockstep.tokenize.events import ContentDelta, Event, ReasoningDelta, ToolArgumentsDelta, ToolCallStart
 
 DONE = b"data: [DONE]\n\n"
+ELSEWHERE = {
+    "prompt_logprobs": "is not supported here; use completions",
+    "chat_template": "the server's operator chooses it (--chat-template); send a finished prompt to completions",
+}
 
 
 class ChatCompletion(Exchange):
@@ -39,8 +43,9 @@ class ChatCompletion(Exchange):
                 raise fields.refused(name, "is not supported; use tools and text")
         if set(fields.texts("modalities")) - {"text"}:
             raise fields.refused("modalities", "this model writes text only")
-        if "prompt_logprobs" in fields:
-            raise fields.refused("prompt_logprobs", "is not supported here; use completions")
+        for name, reason in ELSEWHERE.items():
+            if name in fields:
+                raise fields.refused(name, reason)
         messages = [dict(message.values) for message in fields.objects("messages")]
         for message in messages:
             if message.get("role") == "developer":

@@ -47,5 +47,8 @@ async def detokenize(service: LanguageService, body: dict[str, Any]) -> Any:
     service.check_name(fields.text("model"))
     if "tokens" not in fields:
         raise fields.wrong("tokens", "an array of token ids")
-    text = service.tokenizer.decode(fields.ids("tokens"), skip_special=False)
+    ids, num = fields.ids("tokens"), await service.engine.call(lambda engine: engine.model.vocab_size)
+    if max(ids, default=0) >= num:
+        raise fields.refused("tokens", f"{max(ids)} is no token; expected 0 <= id < {num}")
+    text = service.tokenizer.decode(ids, skip_special=False)
     return {"prompt": text, "content": text}

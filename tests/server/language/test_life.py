@@ -48,6 +48,8 @@ def test_tokenize(http: httpx.Client) -> None:
     chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}]}).json()
     assert chat["count"] > 8
     assert http.post("/tokenize", json={}).status_code == 400
+    refused = http.post("/detokenize", json={"tokens": [5, 272]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -395,6 +395,7 @@ def test_parts_of_a_message(http: httpx.Client, part: dict[str, Any], message: s
     [
         ("chat/completions", {"messages": USER, "prompt_logprobs": 1}, "prompt_logprobs"),
         ("chat/completions", {"messages": USER, "modalities": ["text", "audio"]}, "modalities"),
+        ("chat/completions", {"messages": USER, "chat_template": "{{ messages }}"}, "chat_template"),
         ("responses", {"input": "a", "truncation": "some"}, "truncation"),
         ("responses", {"input": "a", "include": ["message.output_text.logprobs"]}, "include"),
         ("responses", {"input": 3}, "input"),
