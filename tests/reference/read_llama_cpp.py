@@ -4,7 +4,7 @@
 
 The wish is {"file", "texts", "prompt", "num_new"}; found are the ids of each text (special tokens parsed) and what they become,
 what is put around a text, special ids, every id that ends a text, logits after the prompt and its greedy continuation. With
-{"file", "quantise_to", "out"} it quantises instead.
+{"file", "quantise_to": {path: number of a mixture}} it quantises instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 
 def quantise(wish):
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = wish["quantise_to"]
     parameters.nthread = 1
-    parameters.pure = wish.get("pure", False)
-    status = llama_cpp.llama_model_quantize(wish["file"].encode(), wish["out"].encode(), ctypes.byref(parameters))
-    return {"status": status}
+    status = {}
+    for out, kind in wish["quantise_to"].items():
+        parameters.ftype = kind
+        status[out] = llama_cpp.llama_model_quantize(wish["file"].encode(), out.encode(), ctypes.byref(parameters))
+    return status
 
 
 def read(wish):

@@ -7,6 +7,7 @@ come from searches of our own (`search.py`): valid blocks, other bytes than the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from lockstep.core.errors import FormatError, InputError, unknown_name
 from lockstep.interop.gguf import search
 from lockstep.interop.gguf.formats import BY_NAME
 from lockstep.interop.gguf.unpack import LAYOUTS, unpack
+from lockstep.kernels import num_threads
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[Any]  # uint8; numpy's stubs widen `uint8 & 15`
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 18
 
 # Beyond any 16-bit scale times code, and small enough that squares stay finite in the searches.
 LARGEST = 1e9
@@ -77,7 +79,8 @@ def quantise(kind: str, values: NDArray) -> Bytes:
     flat = np.ascontiguousarray(values, np.float32).reshape(-1, block.block_size)
     out = np.empty((len(flat), block.block_bytes), np.uint8)
     step = max(1, CHUNK_ELEMENTS // block.block_size)
-    for start in range(0, len(flat), step):
+
+    def fill(start: int) -> None:
         chunk = flat[start : start + step]
         if block.block_size > 1 and not np.isfinite(chunk).all():
             raise InputError(f"{kind} cannot hold NaN or infinity", field="values")
@@ -85,6 +88,16 @@ def quantise(kind: str, values: NDArray) -> Bytes:
             raise InputError(f"values are too large for the 16-bit scale of {kind}", field="values")
         with np.errstate(all="ignore"):
             out[start : start + step] = QUANTISERS[kind](chunk)
+
+    starts = range(0, len(flat), step)
+    if len(starts) == 1 or num_threads() == 1:
+        for start in starts:
+            fill(start)
+    else:
+        # numpy leaves the interpreter to others while it works.
+        with ThreadPoolExecutor(num_threads()) as pool:
+            for _ in pool.map(fill, starts):
+                pass
     return out.reshape(*values.shape[:-1], -1)
 
 
