@@ -79,6 +79,8 @@ class Sample:
     stop: str | int | None = None
     """The stop string or token id that ended it."""
     error: str = ""
+    error_field: str = ""
+    """The part of the request that is at fault; empty where the request is not."""
     num_cached: int = 0
     """Prompt tokens whose keys came from the prefix cache."""
 

@@ -14,10 +14,11 @@ from lockstep.engine.adapters import AdapterTable
 from lockstep.engine.beams import Beams
 from lockstep.engine.config import EnginePlan
 from lockstep.engine.emission import TextStream
+from lockstep.engine.guides import Guide, Guides
 from lockstep.engine.queue import Sequence, sample_seed
 from lockstep.engine.ranking import BestOf
 from lockstep.engine.shaping import Shaper, bad_sequences, check_tokens
-from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSpec
+from lockstep.tokenize.grammar import GrammarSpec
 from lockstep.tokenize.tokenizer import Tokenizer
 
 _GRAMMAR_KINDS = {
@@ -36,6 +37,7 @@ class Admission:
         model_context: positions the model knows; the plan's context may be less.
         tokenizer: None: ids only.
         adapters: those that requests may name.
+        guides: of structured output.
     """
 
     def __init__(
@@ -45,13 +47,14 @@ class Admission:
         model_context: int,
         tokenizer: Tokenizer | None,
         adapters: AdapterTable,
+        guides: Guides,
     ) -> None:
         self._plan = plan
         self._adapters = adapters
         self._vocab_size = vocab_size
         self._model_context = model_context
         self._tokenizer = tokenizer
-        self._compiler: GrammarCompiler | None = None
+        self._guides = guides
         self._seeds = random.Random(plan.seed)
 
     def sequences(self, request: Request, order: Callable[[int, int], tuple[int, int, int]]) -> list[Sequence]:
@@ -65,7 +68,7 @@ class Admission:
         """
         params = request.params
         bad = self._bad_sequences(params.bad_words)
-        max_tokens, matcher = self._check(request, bad), self._matcher(request)
+        max_tokens = self._check(request, bad)
         adapter = self._adapters.get(request.adapter) if request.adapter else None
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(62)
         scores: list[float | None] = [] if params.prompt_logprobs is None else [None]
@@ -79,10 +82,10 @@ class Admission:
             sequence.leader = sequences[0] if sequences and not params.beam_width else None
             if self._tokenizer is not None:
                 sequence.text = TextStream(self._tokenizer, params)
-            if matcher is not None or Shaper.is_needed(params):
-                own = matcher.copy() if matcher is not None else None
+            guide = self._guide(sequence, sequences)
+            if guide is not None or Shaper.is_needed(params):
                 eos_ids = self._plan.eos_token_ids
-                sequence.shaper = Shaper(params, request.prompt, self._vocab_size, eos_ids, own, bad)
+                sequence.shaper = Shaper(params, request.prompt, self._vocab_size, eos_ids, guide, bad)
             sequences.append(sequence)
         self._rank(request, sequences)
         return sequences
@@ -145,15 +148,19 @@ class Admission:
                 f"beam_width={params.beam_width}; {plan.max_sequences} sequences run at the same time: use that or less",
                 field="beam_width",
             )
+        if params.grammar is not None and self._tokenizer is None:
+            raise InputError("a grammar needs a tokenizer; this engine serves ids", field="grammar")
         check_tokens(params, self._vocab_size, plan.eos_token_ids, bad)
         return params.max_tokens or most
 
-    def _matcher(self, request: Request) -> GrammarMatcher | None:
-        grammar = request.params.grammar
+    def _guide(self, sequence: Sequence, earlier: list[Sequence]) -> Guide | None:
+        """Of a sample; those of one request share a grammar's process."""
+        grammar = sequence.request.params.grammar
         if grammar is None:
             return None
-        if self._tokenizer is None:
-            raise InputError("a grammar needs a tokenizer; this engine serves ids", field="grammar")
-        if self._compiler is None:
-            self._compiler = GrammarCompiler(self._tokenizer, num_logits=self._vocab_size)
-        return self._compiler.compile(GrammarSpec(_GRAMMAR_KINDS[grammar.kind], grammar.text))
+        if earlier:
+            first = earlier[0].shaper
+            assert first is not None
+            assert first.guide is not None
+            return first.guide.copy()
+        return self._guides.open(GrammarSpec(_GRAMMAR_KINDS[grammar.kind], grammar.text), sequence.order)

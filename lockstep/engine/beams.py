@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lockstep.core.errors import InputError
 from lockstep.core.request import FinishReason, Request, Sample, WeightsVersion
 from lockstep.engine.emission import Output, TextStream
 from lockstep.engine.queue import Sequence, State
@@ -67,7 +68,7 @@ class Beams(Ranking):
         self._scores = dict.fromkeys(self._live, 0.0)
         self._offers: dict[int, tuple[list[Candidate], WeightsVersion]] = {}
         self._found: list[_Text] = []
-        self._error = ""
+        self._error: InputError | None = None
         # Before the first branching all beams are the same text: one computes it.
         for sequence in sequences[1:]:
             sequence.rests = True
@@ -86,8 +87,8 @@ class Beams(Ranking):
         self._offers[sequence.sample.index] = candidates, version
         sequence.rests = True
 
-    def fail(self, error: str) -> None:
-        """A beam's logits cannot be used."""
+    def fail(self, error: InputError) -> None:
+        """A beam's logits or grammar cannot be used."""
         self._error = error
 
     def settle(self, scheduler: Scheduler) -> int:
@@ -114,7 +115,8 @@ class Beams(Ranking):
                 result.text = self._read(result)
             else:
                 result.finish_reason = FinishReason.ERROR
-                result.error = self._error or f"the search found {len(self._found)} texts and no more"
+                error = self._error or InputError(f"the search found {len(self._found)} texts and no more")
+                result.error, result.error_field = str(error), error.field
         return [whole(result) for result in self.results]
 
     def _branch(self, scheduler: Scheduler) -> int:
@@ -167,6 +169,8 @@ class Beams(Ranking):
                 sequence.tokens = list(parent.tokens)
                 scheduler.branch(sequence, parent)
             if parent.shaper is not None:
+                if sequence.shaper is not None and sequence.shaper.guide is not None:
+                    sequence.shaper.guide.close()
                 sequence.shaper = parent.shaper.copy()
             sample = sequence.sample
             adopt(sample, _longer(parent.sample, step))

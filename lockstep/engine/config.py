@@ -54,6 +54,9 @@ class EngineConfig:
     max_draft_tokens: int | None = None
     """Most tokens guessed ahead, by the draft model where there is one, else by prompt lookup; 0: none. None: 5 with a
     draft model, else 0. The text is the same either way."""
+    grammar_timeout_s: float = 10.0
+    """Processor time that structured output may take to compile, and for any of its tokens; by the clock, three times as
+    long. Other requests go on meanwhile."""
     eos_token_ids: tuple[int, ...] | None = None
     """None: the tokenizer's."""
     seed: int = 0
@@ -69,6 +72,8 @@ class EngineConfig:
         ):
             if got is not None and got < least:
                 raise ConfigError(f"{name}={got}; expected at least {least}")
+        if not 0 < self.grammar_timeout_s < float("inf"):
+            raise ConfigError(f"grammar_timeout_s={self.grammar_timeout_s}; expected a number above 0")
         if self.max_step_tokens <= self.max_sequences:
             raise ConfigError(
                 f"max_step_tokens={self.max_step_tokens} leaves no room for prompts beside max_sequences="
@@ -95,6 +100,7 @@ class EnginePlan:
     eviction: Eviction
     max_draft_tokens: int
     has_draft: bool
+    grammar_timeout_s: float
     draft_kv_dtype: torch.dtype
     """Of the draft model's keys and values: its own, or as the config says."""
     eos_token_ids: tuple[int, ...]
@@ -159,6 +165,7 @@ def resolve(
             config.max_draft_tokens if config.max_draft_tokens is not None else 5 if draft is not None else 0
         ),
         has_draft=draft is not None,
+        grammar_timeout_s=config.grammar_timeout_s,
         draft_kv_dtype=draft_dtype,
         eos_token_ids=config.eos_token_ids if config.eos_token_ids is not None else eos_token_ids,
         seed=config.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lockstep.core.errors import InputError
 from lockstep.core.request import Alternative, FinishReason, Sample, WeightsVersion
 from lockstep.core.sampling import SamplingParams
 from lockstep.engine.queue import Sequence
@@ -89,19 +90,27 @@ class Emitter:
         elif ends:
             sample.stop, sample.finish_reason = token, FinishReason.STOP
             text += self._rest(sequence)
-        elif sequence.shaper is not None and sequence.shaper.is_complete and not params.ignore_eos:
-            sample.finish_reason = FinishReason.STOP
-            text += self._rest(sequence)
-        elif len(sequence.tokens) >= sequence.max_known:
-            sample.finish_reason = FinishReason.LENGTH
-            text += self._rest(sequence)
+        sample.text += text
+        return text if sample.is_finished else text + self.settle(sequence)
+
+    def settle(self, sequence: Sequence) -> str:
+        """Ends a sample that is complete or as long as it may be, once its grammar has said which; returns the text that
+        was held back."""
+        sample, shaper = sequence.sample, sequence.shaper
+        complete = shaper.is_complete if shaper is not None and not sequence.request.params.ignore_eos else False
+        if complete is None or not (complete or len(sequence.tokens) >= sequence.max_known):
+            return ""
+        sample.finish_reason = FinishReason.STOP if complete else FinishReason.LENGTH
+        text = self._rest(sequence)
         sample.text += text
         return text
 
-    def fail(self, sequence: Sequence, error: str) -> None:
-        """Ends a sample that cannot go on."""
-        sequence.sample.text += self._rest(sequence)
-        sequence.sample.finish_reason, sequence.sample.error = FinishReason.ERROR, error
+    def fail(self, sequence: Sequence, error: InputError) -> str:
+        """Ends a sample that cannot go on; returns the text that was held back."""
+        sample, text = sequence.sample, self._rest(sequence)
+        sample.text += text
+        sample.finish_reason, sample.error, sample.error_field = FinishReason.ERROR, str(error), error.field
+        return text
 
     def abort(self, sequence: Sequence) -> Output:
         """Ends a sample that is not finished; what was held back of its text comes out."""

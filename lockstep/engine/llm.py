@@ -93,7 +93,8 @@ class LLM:
             adapter: name of a loaded one, for all prompts; empty: the model alone.
 
         Raises:
-            InputError: a prompt that does not fit, before anything runs on; what already runs is aborted.
+            InputError: a prompt that does not fit, before anything runs on, or a grammar that cannot be used; what already
+                runs is aborted.
         """
         listed = as_prompts(prompts)
         wishes = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -112,6 +113,9 @@ class LLM:
                         request = waiting.popleft()
                         samples[request.id] = self.engine.add(request)
                     outputs = self.engine.step()
+                    for output in outputs:
+                        if output.sample.error_field:
+                            raise InputError(output.sample.error, field=output.sample.error_field)
                     advance(sum(o.is_finished for o in outputs), sum(o.num for o in outputs))
         finally:
             for request_id in ids:

@@ -137,9 +137,14 @@ class Sequence:
         return min(self.num_prompt, len(self.tokens) - 1)
 
     @property
+    def awaits(self) -> bool:
+        """Its grammar has not said what may come next, nor whether anything may: such a sequence takes part in no step."""
+        return self.shaper is not None and self.shaper.guide is not None and self.shaper.guide.is_waiting
+
+    @property
     def is_blocked(self) -> bool:
-        """Another sequence is computing keys which this one will share, or it is a beam that rests."""
-        if self.rests:
+        """Another sequence is computing keys which this one will share, it is a beam that rests, or awaits its grammar."""
+        if self.rests or self.awaits:
             return True
         other = self.blocker
         if other is None:

@@ -46,7 +46,7 @@ class Draws:
     sampling_logprobs: list[float]
     """Of the distribution drawn from."""
     alternatives: list[tuple[Alternative, ...]]
-    errors: dict[int, str]
+    errors: dict[int, InputError]
     """Rows from which nothing can be drawn, and why; the lists hold anything there."""
     candidates: dict[int, list[Candidate]]
     """Of the rows of beams, the best first."""
@@ -63,7 +63,7 @@ class Picked:
     """As given; a row from which nothing can be drawn is zeros."""
     shaped_RV: Tensor
     """After shaping."""
-    errors: dict[int, str]
+    errors: dict[int, InputError]
 
 
 class Sampler:
@@ -94,7 +94,7 @@ class Sampler:
         """In order: shaping, then temperature and truncation, then a draw keyed by seed and position."""
         slots = np.empty(len(rows), dtype=np.int64)
         positions = np.empty(len(rows), dtype=np.int64)
-        errors: dict[int, str] = {}
+        errors: dict[int, InputError] = {}
         shaped_RV = logits_RV
         for index, row in enumerate(rows):
             sequence = row.sequence
@@ -108,7 +108,7 @@ class Sampler:
                 try:
                     sequence.shaper.apply(shaped_RV[index], sequence.num_generated + len(row.ahead), row.ahead)
                 except InputError as error:
-                    errors[index] = str(error)
+                    errors[index] = error
         columns = self._columns(slots, positions)
         try:
             tokens_R, sampling_R = sample_tokens(shaped_RV, *columns)
@@ -152,12 +152,13 @@ def _candidates(picked: Picked, rows: list[Row]) -> dict[int, list[Candidate]]:
     return found
 
 
-def _without_bad_rows(logits_RV: Tensor, errors: dict[int, str]) -> Tensor:
+def _without_bad_rows(logits_RV: Tensor, errors: dict[int, InputError]) -> Tensor:
     """Rows without a finite maximum become zeros and are noted."""
     top_R = logits_RV.amax(1)
     good_R = torch.isfinite(top_R)
     for index in (~good_R).nonzero().flatten().tolist():
-        errors.setdefault(index, f"the largest logit is {float(top_R[index])}; expected a finite number")
+        problem = f"the largest logit is {float(top_R[index])}; expected a finite number"
+        errors.setdefault(index, InputError(problem))
     return torch.where(good_R[:, None], logits_RV, torch.zeros(()))
 
 

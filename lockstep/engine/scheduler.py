@@ -99,13 +99,14 @@ class Scheduler:
             if (
                 sequence.state is State.RUNNING
                 and sequence.num_missing == 1
+                and not sequence.awaits
                 and self._make_room(sequence, len(sequence.tokens))
             ):
                 works.append(Work(sequence, 1, True))
         num_decoding = len(works)
         budget -= num_decoding
         for sequence in self.running:
-            if budget and (missing := sequence.num_missing) > 1:
+            if budget and (missing := sequence.num_missing) > 1 and not sequence.awaits:
                 works.append(Work(sequence, min(missing, budget), missing <= budget))
                 budget -= works[-1].count
         budget = self._admit(works, budget)
@@ -204,7 +205,7 @@ class Scheduler:
                 missing = sequence.num_missing
                 works.append(Work(sequence, min(missing, budget), missing <= budget))
                 budget -= works[-1].count
-            elif sequence.blocker is not None or sequence.rests:
+            elif sequence.blocker is not None or sequence.rests or sequence.awaits:
                 index += 1
                 num_reserved += sequence.blocker is not None and sequence.blocker is sequence.leader
             else:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lockstep.core.errors import InputError
 from lockstep.core.sampling import SamplingParams
-from lockstep.tokenize.grammar import GrammarMatcher
+from lockstep.engine.guides import Guide
+from lockstep.tokenize.grammar import allowed
 from lockstep.tokenize.tokenizer import Tokenizer
 
 
@@ -27,7 +28,7 @@ class Shaper:
         prompt: Sequence[int],
         vocab_size: int,
         ending_ids: Sequence[int],
-        matcher: GrammarMatcher | None = None,
+        guide: Guide | None = None,
         bad_sequences: Sequence[tuple[int, ...]] = (),
     ) -> None:
         """bad_sequences: those of `bad_words`; the last token of each is banned after the others."""
@@ -36,8 +37,8 @@ class Shaper:
         self._longest_bad = max(map(len, bad_sequences), default=1) - 1
         self._tail: list[int] = []
         """The tokens written last, as many as the longest of these sequences has before its last."""
-        self._matcher = matcher
-        self._allowed_V = torch.empty(vocab_size, dtype=torch.bool) if matcher is not None else None
+        self.guide = guide
+        """Where the sample stands in its grammar."""
         self._min_tokens = params.min_tokens
         self._ending = torch.tensor(sorted({*ending_ids, *params.stop_token_ids}), dtype=torch.int64)
         self._bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.int64)
@@ -68,20 +69,19 @@ class Shaper:
     def copy(self) -> Shaper:
         """Of the same state, to go another way from."""
         other = copy.copy(self)
-        other._matcher = self._matcher.copy() if self._matcher is not None else None
-        other._allowed_V = None if self._allowed_V is None else torch.empty_like(self._allowed_V)
+        other.guide = self.guide.copy() if self.guide is not None else None
         other._tail = self._tail[:]
         other._row_of, other._ids_U, other._counts_U = dict(self._row_of), self._ids_U.copy(), self._counts_U.copy()
         return other
 
     @property
-    def is_complete(self) -> bool:
-        """The grammar allows nothing but the end."""
-        return self._matcher is not None and self._matcher.is_finished
+    def is_complete(self) -> bool | None:
+        """The grammar allows nothing but the end; None: it has not said yet."""
+        return self.guide.is_finished if self.guide is not None else False
 
     def forced(self, most: int) -> list[int]:
         """The next tokens, as far as the grammar leaves no choice."""
-        return self._matcher.forced_tokens()[:most] if self._matcher is not None else []
+        return self.guide.forced[:most] if self.guide is not None else []
 
     def observe(self, token: int) -> None:
         """The sample wrote this token."""
@@ -89,8 +89,8 @@ class Shaper:
             self._tail = [*self._tail, token][-self._longest_bad :]
         if self._penalises:
             self._counts_U[self._see(token)] += 1
-        if self._matcher is not None:
-            self._matcher.advance(token)
+        if self.guide is not None:
+            self.guide.observe(token)
 
     def apply(self, logits_V: Tensor, num_generated: int, ahead: Sequence[int]) -> None:
         """Changes a row in place. Where bans and grammar together leave nothing, the grammar counts.
@@ -100,9 +100,9 @@ class Shaper:
             ahead: guessed tokens that the row goes on from, not yet observed.
 
         Raises:
-            InputError: the grammar became too complex to go on with.
+            InputError: the grammar cannot go on.
         """
-        raw_V = logits_V.clone() if self._matcher is not None else logits_V
+        raw_V = logits_V.clone() if self.guide is not None else logits_V
         if self._penalises:
             self._penalise(logits_V, ahead)
         if len(self._bias_ids):
@@ -116,26 +116,12 @@ class Shaper:
                     logits_V[last] = -torch.inf
         if num_generated < self._min_tokens and len(self._ending):
             logits_V[self._ending] = -torch.inf
-        if self._matcher is not None and self._constrain(self._matcher, logits_V, ahead):
-            logits_V.copy_(raw_V)
-            self._constrain(self._matcher, logits_V, ahead)
-
-    def _constrain(self, matcher: GrammarMatcher, logits_V: Tensor, ahead: Sequence[int]) -> bool:
-        """Bans what the grammar does not allow after `ahead`; says whether nothing is left."""
-        num = matcher.accepted(ahead) if ahead else 0
-        if num < len(ahead):
-            # A guess the grammar forbids cannot be drawn, so nobody will ask for this row.
-            return False
-        assert self._allowed_V is not None
-        for token in ahead:
-            matcher.advance(token)
-        try:
-            matcher.fill_mask(self._allowed_V)
-        finally:
-            if ahead:
-                matcher.rollback(num)
-        logits_V.masked_fill_(~self._allowed_V, -torch.inf)
-        return bool(torch.isneginf(logits_V.amax()))
+        # A guess that the grammar forbids cannot be drawn, so nobody will ask for its row.
+        if self.guide is not None and (mask := self.guide.mask(ahead)) is not None:
+            banned_V = torch.from_numpy(allowed(~np.frombuffer(mask, dtype=np.int32), len(logits_V)))
+            logits_V.masked_fill_(banned_V, -torch.inf)
+            if torch.isneginf(logits_V.amax()):
+                logits_V.copy_(raw_V).masked_fill_(banned_V, -torch.inf)
 
     def _penalise(self, logits_V: Tensor, ahead: Sequence[int]) -> None:
         before = len(self._row_of)

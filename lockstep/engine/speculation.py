@@ -5,11 +5,10 @@ draws there: the text is the one without guessing, at any temperature.
 from __future__ import annotations
 
 from lockstep.engine.queue import Sequence
+from lockstep.tokenize.grammar_host import MOST_FORCED
 
 _LENGTHS = (4, 3, 2)
 """Runs of tokens that are looked up, the longest first."""
-MAX_FORCED = 16
-"""Tokens that a grammar leaves no choice about and that one step takes at most."""
 
 
 class PromptLookup:
@@ -55,7 +54,7 @@ class Speculator:
         """The most guesses that this sequence can have in a step; a beam's next token is not known by drawing one."""
         if sequence.beams is not None:
             return 0
-        return max(self.max_tokens, MAX_FORCED if sequence.shaper is not None else 0)
+        return max(self.max_tokens, MOST_FORCED if sequence.shaper is not None else 0)
 
     def propose(self, sequence: Sequence, most: int) -> tuple[list[int], int]:
         """(guesses, how many the draft model is to make instead): what a grammar leaves no choice about comes first."""

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lockstep.core.errors import ServingError
+from lockstep.core.errors import InputError, ServingError
 from lockstep.core.request import FinishReason, Request, Sample
 from lockstep.core.sampling import SamplingParams
 from lockstep.server.replies import Refusal
@@ -164,6 +164,8 @@ async def _feed(service: LanguageService, job: Job, number: int, queue: asyncio.
 
 
 def _check(sample: Sample) -> None:
+    if sample.finish_reason is FinishReason.ERROR and sample.error_field:
+        raise InputError(sample.error, field=sample.error_field)
     if sample.finish_reason is FinishReason.ERROR:
         raise Refusal(500, f"the sample could not go on: {sample.error}")
     if sample.finish_reason is FinishReason.ABORT:

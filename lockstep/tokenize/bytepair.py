@@ -170,6 +170,10 @@ class LibraryEncoder:
         self._special = [token.content for token in special]
         self._always_copy = any(token.normalized for token in special)  # may match what the text does not spell
 
+    def __reduce__(self) -> tuple[type[LibraryEncoder], tuple[Any]]:
+        """Other processes get the library's object; each makes its own copy of it when it needs one."""
+        return LibraryEncoder, (self._parsing,)
+
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Ids of a text, without bos or eos."""
         return list(self._pick((text,), parse_special).encode(text, add_special_tokens=False).ids)

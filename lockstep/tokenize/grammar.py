@@ -1,5 +1,9 @@
 """Structured output: which ids may come next, by the `llguidance` package.
 
+A grammar of a stranger can take any time and memory, here or at any later token, or end the process (a deep one overflows
+the stack): the engine keeps each in a process of its own, by `nursery`. Nothing here needs torch, so that such a process is
+small and starts soon.
+
 # V number of logits (the vocabulary, or more where the model pads it), W = ceil(V / 32) mask words
 """
 
@@ -7,24 +11,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.core.errors import ConfigError, InputError, MissingExtraError, unknown_name
 from lockstep.core.extras import require
 from lockstep.tokenize.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    import torch
+
 # A model that is allowed any amount of blank space between two JSON signs may fill its whole budget with it.
 _JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
 _KINDS = ("json_schema", "json_object", "regex", "choices", "grammar")
-_CACHE_ENTRIES = 64
-_MASK_SECONDS = 2.0
-"""Processor time that the masks of one text may take in all: every other stream waits meanwhile. An honest one takes
-microseconds to a millisecond."""
+_MASK_SECONDS, _TOKEN_SECONDS = 2.0, 0.01
+"""Processor time that the masks of one text may take in all, and more for each of its tokens. An honest one takes
+microseconds to a few milliseconds."""
+_FORCED_BYTES = 512
+"""A text that a grammar forces is cut into tokens so far at a time. The library asks anew at every token, so that the whole
+of a long one would cost its length squared."""
 _PROBE = "\x02"
 
 
@@ -92,7 +102,10 @@ def _choices(spec: GrammarSpec) -> str:
     choices = json.loads(spec.text)
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise _bad(spec, f"got {choices!r}; expected a list of one or more texts, none empty")
-    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+    # One terminal: thousands of rules side by side would be too many for the parser.
+    return "start: CHOICE\nCHOICE: " + " | ".join(
+        json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices)
+    )
 
 
 class _Vocabulary:
@@ -106,10 +119,14 @@ class _Vocabulary:
         self.tokens = [tokenizer.token_bytes(index) for index in range(num_logits)]
         self.special_token_ids = sorted(tokenizer.special_ids | set(eos_ids))
         self._by_bytes: dict[bytes, int] = {}
+        # Far more than the few last tokens that the library takes back because a longer one may follow.
+        self._most_bytes = max(_FORCED_BYTES, 8 * max(map(len, self.tokens), default=1))
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Ids of a text that goes on from an earlier one."""
+        """Ids of a text that goes on from an earlier one; of a long text, of its beginning."""
         data = text.encode() if isinstance(text, str) else text
+        if len(data) > self._most_bytes:
+            data = _whole_characters(data[: self._most_bytes])
         decoded = data.decode("utf-8", errors="replace")
         if decoded.encode() != data:
             return self._greedy(data)
@@ -138,9 +155,35 @@ class _Vocabulary:
         return ids
 
 
+def _whole_characters(data: bytes) -> bytes:
+    """Without the beginning of a character at the end."""
+    start = len(data) - 1
+    while start > 0 and len(data) - start < 4 and data[start] & 0xC0 == 0x80:
+        start -= 1
+    try:
+        data[start:].decode()
+    except UnicodeDecodeError:
+        return data[:start] if data[start] >= 0xC0 else data
+    return data
+
+
+def ending_ids(tokenizer: Tokenizer, num_logits: int) -> list[int]:
+    """The eos ids that a model of so many logits can draw.
+
+    Raises:
+        ConfigError: there is none, or fewer logits than tokens.
+    """
+    found = [index for index in tokenizer.eos_ids if index < num_logits]
+    if not found:
+        raise ConfigError("structured output needs an eos token among the model's logits, to end the text with")
+    if num_logits < tokenizer.vocab_size:
+        raise ConfigError(f"num_logits={num_logits} for {tokenizer.vocab_size} tokens; expected at least as many")
+    return found
+
+
 @final
 class GrammarCompiler:
-    """Turns specs into matchers for one tokenizer; keeps the last ones compiled.
+    """Turns specs into matchers for one tokenizer.
 
     Args:
         tokenizer: the vocabulary; it must have an eos.
@@ -154,15 +197,10 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, *, num_logits: int | None = None) -> None:
         self._library = require("llguidance", extra="grammar")
         self.num_logits = tokenizer.vocab_size if num_logits is None else num_logits
-        eos_ids = [index for index in tokenizer.eos_ids if index < self.num_logits]
-        if not eos_ids:
-            raise ConfigError("structured output needs an eos token among the model's logits, to end the text with")
-        if self.num_logits < tokenizer.vocab_size:
-            raise ConfigError(f"num_logits={num_logits} for {tokenizer.vocab_size} tokens; expected at least as many")
+        eos_ids = ending_ids(tokenizer, self.num_logits)
         wrapper = self._library.TokenizerWrapper(_Vocabulary(tokenizer, self.num_logits))
         self._tokenizer = self._library.LLTokenizer(wrapper, self.num_logits, eos_token=eos_ids)
         self._eos_ids = frozenset(eos_ids)
-        self._compiled: OrderedDict[GrammarSpec, Any] = OrderedDict()
 
     def compile(self, spec: GrammarSpec) -> GrammarMatcher:
         """A matcher at the start of its text.
@@ -171,29 +209,16 @@ class GrammarCompiler:
             InputError: a schema, expression or grammar that is wrong or uses what is not supported; `field` is the
                 kind of the spec.
         """
-        matcher = self._compiled.get(spec)
-        if matcher is None:
-            matcher = self._compile(spec)
-            self._compiled[spec] = matcher
-            if len(self._compiled) > _CACHE_ENTRIES:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(spec)
-        return GrammarMatcher(matcher.deep_copy(), self.num_logits, self._eos_ids)
-
-    def _compile(self, spec: GrammarSpec) -> Any:
         try:
             grammar = self._grammar(spec)
         except (InputError, MissingExtraError):
             raise
         except Exception as error:  # the converter of GBNF has its own classes, RecursionError among them
             raise _bad(spec, error) from error
-        problem = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
-        if problem and not problem.startswith("WARNING"):
-            raise _bad(spec, problem)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise _bad(spec, matcher.get_error())
-        return matcher
+            raise _bad(spec, _told(matcher.get_error()))
+        return GrammarMatcher(matcher, self.num_logits, self._eos_ids)
 
     def _grammar(self, spec: GrammarSpec) -> str:
         matcher = self._library.LLMatcher
@@ -214,7 +239,8 @@ class GrammarCompiler:
 
 @final
 class GrammarMatcher:
-    """Where one text stands in its grammar. Made by `GrammarCompiler.compile`; belongs to one request."""
+    """Where one text stands in its grammar. Made by `GrammarCompiler.compile`; belongs to one request. Copies share what the
+    library learns of the grammar, and its limits: what one of them is refused for, all are."""
 
     def __init__(self, matcher: Any, num_logits: int, eos_ids: frozenset[int], num_ends: int = 0) -> None:
         self._matcher = matcher
@@ -222,34 +248,44 @@ class GrammarMatcher:
         self._eos_ids = eos_ids
         self._num_ends = num_ends  # eos ids taken after the text was complete, which the library does not count
         self._seconds = 0.0
+        self._num_tokens = 0
+
+    @property
+    def num_words(self) -> int:
+        """W."""
+        return (self._num_logits + 31) // 32
+
+    def mask(self) -> NDArray[np.int32]:
+        """Which ids may come next: int32 [W], bit b of word w for id 32 w + b; once the text is finished, the eos ids.
+
+        Raises:
+            InputError: the grammar became too complex to go on with, or has taken more than 2 s of processor time and 10 ms
+                for each token.
+        """
+        row_W = np.empty(self.num_words, dtype=np.int32)
+        with self._timed():
+            self._matcher.unsafe_compute_mask_ptr(row_W.ctypes.data, row_W.nbytes)
+        self.check()
+        return row_W
 
     def fill_mask(self, out: torch.Tensor) -> None:
         """Write which ids may come next.
 
         Args:
-            out: CPU tensor, contiguous: int32 [W], bit b of word w for id 32 w + b, or bool [V]. Set bits are allowed
-                ids; once the text is finished only the eos ids are.
+            out: CPU tensor, contiguous: int32 [W] as `mask`, or bool [V]. Set bits are allowed ids.
 
         Raises:
-            InputError: a tensor of another shape or dtype, or the grammar became too complex to go on with, or its masks
-                have taken 2 s of processor time.
+            InputError: a tensor of another shape or dtype, or as `mask`.
         """
-        words = (self._num_logits + 31) // 32
-        wanted = {torch.int32: words, torch.bool: self._num_logits}.get(out.dtype)
+        wanted = {"torch.int32": self.num_words, "torch.bool": self._num_logits}.get(str(out.dtype))
         if wanted is None or out.shape != (wanted,) or not out.is_contiguous() or out.device.type != "cpu":
             raise InputError(
-                f"mask of {out.dtype} {tuple(out.shape)}; expected contiguous CPU int32 [{words}] or bool "
+                f"mask of {out.dtype} {tuple(out.shape)}; expected contiguous CPU int32 [{self.num_words}] or bool "
                 f"[{self._num_logits}]",
                 field="out",
             )
-        row_W = out if out.dtype == torch.int32 else torch.empty(words, dtype=torch.int32)
-        began = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(row_W.data_ptr(), 4 * words)
-        self._seconds += time.thread_time() - began
-        self._check()
-        if out.dtype == torch.bool:
-            bits = torch.arange(32, dtype=torch.int32)
-            out.copy_((row_W[:, None] >> bits & 1).bool().flatten()[: self._num_logits])
+        row_W = self.mask()
+        out.numpy()[:] = row_W if str(out.dtype) == "torch.int32" else allowed(row_W, self._num_logits)
 
     def advance(self, index: int) -> bool:
         """Take an id that was generated. False, and nothing changes, if the grammar does not allow it here."""
@@ -258,11 +294,16 @@ class GrammarMatcher:
         if self._matcher.is_stopped() and not self._matcher.is_error():
             self._num_ends += index in self._eos_ids
             return index in self._eos_ids
-        return self._matcher.try_consume_tokens([index]) == 1
+        with self._timed():
+            taken: int = self._matcher.try_consume_tokens([index])
+        self._num_tokens += taken
+        return taken == 1
 
     def accepted(self, ids: Sequence[int]) -> int:
         """How many of these ids, from the first on, the grammar would take; for checking drafts."""
-        return self._matcher.validate_tokens(list(ids))
+        with self._timed():
+            taken: int = self._matcher.validate_tokens(list(ids))
+        return taken
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last ids."""
@@ -272,8 +313,10 @@ class GrammarMatcher:
             raise InputError(f"cannot take back {num_tokens} ids: {self._matcher.get_error()}", field="num_tokens")
 
     def forced_tokens(self) -> list[int]:
-        """The ids that must come next whatever the model thinks, to be appended without sampling; often none."""
-        return list(self._matcher.compute_ff_tokens())
+        """The ids that must come next whatever the model thinks, to be appended without sampling; often none, and of a
+        long text the first of them."""
+        with self._timed():
+            return list(self._matcher.compute_ff_tokens())
 
     @property
     def is_accepting(self) -> bool:
@@ -282,8 +325,8 @@ class GrammarMatcher:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing but eos can follow."""
-        return self._matcher.is_stopped()
+        """Whether nothing but eos can follow. False once it cannot go on."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def reset(self) -> None:
         """Back to the start of the text."""
@@ -292,15 +335,38 @@ class GrammarMatcher:
 
     def copy(self) -> GrammarMatcher:
         """Another matcher at the same place."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._num_logits, self._eos_ids, self._num_ends)
+        other = GrammarMatcher(self._matcher.deep_copy(), self._num_logits, self._eos_ids, self._num_ends)
+        other._seconds, other._num_tokens = self._seconds, self._num_tokens
+        return other
 
-    def _check(self) -> None:
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.thread_time()
+        yield
+        self._seconds += time.thread_time() - began
+
+    def check(self) -> None:
+        """Raises InputError where the grammar cannot go on: it became too complex, or took too long."""
         if self._matcher.is_error():
-            problem = self._matcher.get_error().partition("\n<state>")[0]  # the library appends all it knows
-            raise InputError(f"the grammar cannot go on: {problem}", field="grammar")
-        if self._seconds > _MASK_SECONDS:
+            raise InputError(f"the grammar cannot go on: {_told(self._matcher.get_error())}", field="grammar")
+        most = _MASK_SECONDS + _TOKEN_SECONDS * self._num_tokens
+        if self._seconds > most:
             raise InputError(
-                f"the grammar cannot go on: its masks took {self._seconds:.1f} s where {_MASK_SECONDS:.0f} are allowed; use "
+                f"the grammar cannot go on: its masks took {self._seconds:.1f} s where {most:.0f} are allowed; use "
                 "smaller repetitions, such as [a-z]{1,64}",
                 field="grammar",
             )
+
+
+def allowed(mask_W: NDArray[np.int32], num_logits: int) -> NDArray[np.bool_]:
+    """The bits of a mask as bool [V].
+
+    >>> allowed(np.array([5], dtype=np.int32), 4).tolist()
+    [True, False, True, False]
+    """
+    return np.unpackbits(mask_W.view(np.uint8), count=num_logits, bitorder="little").view(np.bool_)
+
+
+def _told(error: str) -> str:
+    """Without what the library appends: all it knows of its state, and where it panicked."""
+    return error.partition("\n<state>")[0].partition("\n<backtrace>")[0]
