@@ -4,18 +4,17 @@
         for output in engine.step():
             ...
 
-A step is `Scheduler.plan_step` (-> `Drafter.run`) -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`, with `Guides.exchange`
-before and after: what the grammars of structured output, which run beside it, have to say.
+A step is `Scheduler.plan_step` (-> `Drafter.run`) -> `Runner.run` -> `Sampler.draw` -> `Emitter.take`, with `Structured.ask`
+before and `Structured.hear` after: what the grammars of structured output, which run beside it, have to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from torch import Tensor
 
 from lockstep.core.errors import ConfigError, InputError, ServingError
 from lockstep.core.request import Request, Sample, WeightsVersion
@@ -24,15 +23,15 @@ from lockstep.engine.admission import Admission
 from lockstep.engine.config import EngineConfig, EnginePlan, resolve
 from lockstep.engine.drafting import Drafter
 from lockstep.engine.emission import Emitter, Output
-from lockstep.engine.guides import GRACE_S, Guides
+from lockstep.engine.guides import GRACE_S
 from lockstep.engine.queue import Sequence, State
-from lockstep.engine.runner import Gathered, Runner, ServedModel
+from lockstep.engine.runner import Runner, ServedModel
 from lockstep.engine.sampler import Draws, Sampler
 from lockstep.engine.scheduler import Counters, Scheduler, Work
 from lockstep.engine.scoring import score_prompts
 from lockstep.engine.speculation import Speculator, learn
-from lockstep.tokenize.grammar_host import Limits
-from lockstep.tokenize.nursery import Hosts, Nursery
+from lockstep.engine.structured import Structured, guides_of
+from lockstep.tokenize.nursery import Hosts
 from lockstep.tokenize.tokenizer import Tokenizer
 
 IDLE_WAIT_S = 0.05
@@ -107,10 +106,8 @@ class Engine:
         self.scheduler.version = weights.version
         self.adapters = AdapterTable()
         """Low-rank adapters that requests may name; loaded and unloaded between two steps."""
-        self._guides = _guides(self.plan, model.vocab_size, tokenizer, hosts)
-        self._admission = Admission(
-            self.plan, model.vocab_size, model.max_context, tokenizer, self.adapters, self._guides
-        )
+        guides = guides_of(self.plan, model.vocab_size, tokenizer, hosts)
+        self._admission = Admission(self.plan, model.vocab_size, model.max_context, tokenizer, self.adapters, guides)
         self._runner = Runner(model, self.plan, self.scheduler.table)
         self._sampler = Sampler(self.plan.max_sequences)
         self._speculator = Speculator(self.plan.max_draft_tokens, has_draft=draft is not None)
@@ -120,10 +117,9 @@ class Engine:
                 draft, self.plan, model.vocab_size, self.scheduler.table, self._sampler, self.scheduler.counters
             )
         self._emitter = Emitter(self.plan.eos_token_ids)
+        self._structured = Structured(guides, self._emitter, self.scheduler)
         self.scheduler.copy_pages = self._runner.copy_pages
         self._live: dict[str, list[Sequence]] = {}
-        self._guided: dict[str, list[Sequence]] = {}
-        """Those of `_live` that have a grammar."""
         self._outbox: list[Output] = []
         self._pending: _Publication | None = None
 
@@ -156,11 +152,10 @@ class Engine:
         try:
             self.scheduler.submit(sequences)
         except ServingError:
-            self._close_guides(sequences)
+            self._structured.close(sequences)
             raise
         self._live[request.id] = sequences
-        if request.params.grammar is not None:
-            self._guided[request.id] = sequences
+        self._structured.add(sequences)
         ranking = sequences[0].ranking
         return ranking.results if ranking is not None else [sequence.sample for sequence in sequences]
 
@@ -173,17 +168,17 @@ class Engine:
             self._end_draining()
         if self.gate in (Gate.PAUSED, Gate.ASLEEP):
             return outputs
-        self._hear_guides(outputs, 0.0)
+        self._conclude(self._structured.hear(outputs, 0.0), outputs)
         works = self.scheduler.plan_step(self._speculator)
         if not works:
-            if self._guides.is_waiting:
-                self._hear_guides(outputs, IDLE_WAIT_S, idle=True)
+            if self._structured.is_waiting:
+                self._conclude(self._structured.hear(outputs, IDLE_WAIT_S, idle=True), outputs)
             else:
                 assert self.gate is Gate.DRAINING or not self._live, "sequences wait and none can run"
             return outputs
         if self._drafter is not None:
             self._drafter.run(works)
-        self._ask_guides(works)
+        self._structured.ask(works)
         hidden_RE, gathered = self._runner.run(works)
         counters = self.counters
         counters.num_steps += 1
@@ -191,8 +186,7 @@ class Engine:
         if gathered.scored:
             score_prompts(self.model, hidden_RE, gathered)
             hidden_RE = hidden_RE[gathered.draw_rows]
-        if self._guided:
-            hidden_RE = self._leave_out_late(works, gathered, hidden_RE)
+        hidden_RE = self._structured.leave_out_late(works, gathered, hidden_RE)
         if gathered.draws:
             draws = self._sampler.draw(self.model.logits(hidden_RE), gathered.draws)
             self._deliver(works, draws, outputs)
@@ -200,7 +194,7 @@ class Engine:
             if not work.draws and work.sequence.state is State.RUNNING:
                 self.scheduler.advance(work.sequence, work.sequence.num_computed + work.count)
         self._settle_beams(outputs)
-        self._hear_guides(outputs, GRACE_S)
+        self._conclude(self._structured.hear(outputs, GRACE_S), outputs)
         return outputs
 
     def abort(self, request_id: str) -> bool:
@@ -219,7 +213,7 @@ class Engine:
                     self._outbox.append(self._emitter.abort(sequence))
         if sequences[0].ranking is not None:
             self._outbox += sequences[0].ranking.abort()
-        self._close_guides(sequences)
+        self._structured.close(sequences)
         return True
 
     def publish(
@@ -353,7 +347,7 @@ class Engine:
                 outputs.append(Output(sample, first, num_new, text, sample.is_finished))
             if sample.is_finished:
                 self.scheduler.finish(sequence)
-                self._close(sequence.request.id, outputs)
+                self._conclude([sequence.request.id], outputs)
 
     def _settle_beams(self, outputs: list[Output]) -> None:
         for request_id, sequences in list(self._live.items()):
@@ -361,78 +355,17 @@ class Engine:
             if beams is not None:
                 self.counters.num_generated_tokens += beams.settle(self.scheduler)
                 if beams.has_ended:
-                    self._close(request_id, outputs)
+                    self._conclude([request_id], outputs)
 
-    def _close(self, request_id: str, outputs: list[Output]) -> None:
-        """Forgets a request whose sequences have all ended."""
-        group = self._live.get(request_id, [])
-        if group and all(sequence.state is State.FINISHED for sequence in group):
-            del self._live[request_id]
-            if group[0].ranking is not None:
-                outputs += group[0].ranking.conclude(group)
-            self._close_guides(group)
-
-    def _ask_guides(self, works: list[Work]) -> None:
-        """For the masks of the rows that will be drawn; they come while the model computes."""
-        for work in works:
-            if work.draws and (shaper := work.sequence.shaper) is not None and shaper.guide is not None:
-                shaper.guide.ask(work.drafts)
-        if self._guided:
-            self._guides.exchange(0.0)
-
-    def _leave_out_late(self, works: list[Work], gathered: Gathered, hidden_RE: Tensor) -> Tensor:
-        """Rows whose masks have not come are not drawn: a later step computes the last known token again."""
-        self._guides.exchange(GRACE_S, masks=True)
-        for work in works:
-            guide = work.sequence.shaper.guide if work.sequence.shaper is not None else None
-            if work.draws and guide is not None and not guide.knows(work.drafts):
-                guide.hold()
-                work.draws, work.count = False, work.count - 1
-                work.sequence.num_drafted = min(work.sequence.num_drafted, len(work.sequence.tokens) - 1)
-        drawn = {id(work.sequence) for work in works if work.draws}
-        kept = [index for index, row in enumerate(gathered.draws) if id(row.sequence) in drawn]
-        if len(kept) == len(gathered.draws):
-            return hidden_RE
-        gathered.draws = [gathered.draws[index] for index in kept]
-        return hidden_RE[kept]
-
-    def _hear_guides(self, outputs: list[Output], wait_s: float, *, idle: bool = False) -> None:
-        """What grammars have said within this time: texts that are complete with it, or cannot go on, end."""
-        if not self._guided:
-            return
-        self._guides.exchange(wait_s, idle=idle)
-        last = {id(output.sample): output for output in outputs}
-        for request_id, sequences in list(self._guided.items()):
-            for sequence in sequences:
-                assert sequence.shaper is not None
-                guide, sample = sequence.shaper.guide, sequence.sample
-                assert guide is not None
-                if sequence.state is State.FINISHED:
-                    continue
-                if sequence.beams is not None:
-                    if guide.error is not None:
-                        sequence.beams.fail(guide.error)
-                        self._settle_beams(outputs)
-                    continue
-                if guide.error is not None:
-                    text = self._emitter.fail(sequence, guide.error)
-                else:
-                    text = self._emitter.settle(sequence) if sequence.num_generated else ""
-                if not sample.is_finished:
-                    continue
-                if sequence.ranking is None:
-                    # The output of this step's token, where there is one, is the last.
-                    output = last.get(id(sample))
-                    if output is None:
-                        output = Output(sample, len(sample.tokens), 0, "", True)
-                        outputs.append(output)
-                    output.text, output.is_finished = output.text + text, True
-                self.scheduler.finish(sequence)
-            self._close(request_id, outputs)
-
-    def _close_guides(self, sequences: list[Sequence]) -> None:
-        self._guided.pop(sequences[0].request.id, None)
-        self._guides.close(s.shaper.guide for s in sequences if s.shaper is not None and s.shaper.guide is not None)
+    def _conclude(self, request_ids: Iterable[str], outputs: list[Output]) -> None:
+        """Forgets those requests whose sequences have all ended."""
+        for request_id in request_ids:
+            group = self._live.get(request_id, [])
+            if group and all(sequence.state is State.FINISHED for sequence in group):
+                del self._live[request_id]
+                if group[0].ranking is not None:
+                    outputs += group[0].ranking.conclude(group)
+                self._structured.close(group)
 
     def _has_started(self) -> bool:
         return bool(self.scheduler.running) or any(sequence.started for sequence in self.scheduler.waiting)
@@ -463,11 +396,3 @@ class Engine:
         else:
             self.weights = publication.weights
         self.scheduler.set_version(self.weights.version)
-
-
-def _guides(plan: EnginePlan, vocab_size: int, tokenizer: Tokenizer | None, hosts: Hosts | None) -> Guides:
-    def make() -> Hosts:
-        assert tokenizer is not None, "requests with a grammar are refused without a tokenizer"
-        return hosts or Nursery(tokenizer, vocab_size, Limits(cpu_s=plan.grammar_timeout_s))
-
-    return Guides(make, timeout_s=3 * plan.grammar_timeout_s, most=plan.max_sequences)
