@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -54,6 +55,11 @@ EMULATED_LEVELS = {
     "avx512": [*EMULATED, *AVX512_MACROS],
     "avx512bf16": [*EMULATED, *AVX512_MACROS, "-D__AVX512VNNI__", "-D__AVX512BF16__"],
 }
+
+
+def interface() -> int:
+    """Tells what the functions take; `lockstep.kernels.native` asks the sources that it lies beside the same."""
+    return zlib.crc32(b"".join((ROOT / name).read_bytes() for name in HEADERS)) & 0x7FFFFFFF
 
 
 def compiler() -> str | None:
@@ -120,6 +126,8 @@ class BuildKernels(build_ext):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         flags = [*EMULATED_LEVELS[level], "-I", self.simde] if self.simde else LEVELS[level]
+        if Path(source).name == "cpu.cpp":
+            flags = [*flags, f"-DLS_INTERFACE={interface()}"]
         command = [cxx, *FLAGS, *flags, "-c", source, "-o"]
         return target if self._run(command, target, f"{source} of the {level} kernels did not compile") else None
 

@@ -27,5 +27,7 @@ int32_t ls_built_level() {
 #endif
 }
 
+int32_t ls_interface() { return LS_INTERFACE; }
+
 void ls_set_num_threads(int32_t num_threads) { pool_set_threads(num_threads); }
 int32_t ls_num_threads() { return pool_threads(); }

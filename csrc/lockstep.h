@@ -27,6 +27,7 @@ struct LsMlp {
 
 LS_API int32_t ls_cpu_level();  // best build for this processor: 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16
 LS_API int32_t ls_built_level();
+LS_API int32_t ls_interface();  // of the headers that this was compiled with, see setup.py
 LS_API void ls_set_num_threads(int32_t num_threads);
 LS_API int32_t ls_num_threads();
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ from lockstep.core.errors import ConfigError, InputError, unknown_name
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 MODES = ("auto", "naive", "traceable", "opaque", "triton")
 NATIVE_FOLDER = Path(__file__).parent / "_native"
+SOURCE_FOLDER = Path(__file__).parents[2] / "csrc"
+"""Of a checkout; an installed package has none, and its own libraries."""
 
 Mode = Literal["auto", "naive", "traceable", "opaque", "triton"]
 
@@ -40,6 +43,7 @@ _P, _I64, _I32, _F32, _F64, _U64 = (
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ls_cpu_level": ([], _I32),
     "ls_built_level": ([], _I32),
+    "ls_interface": ([], _I32),
     "ls_set_num_threads": ([_I32], None),
     "ls_num_threads": ([], _I32),
     "ls_mlp_forward": ([_P, _P, _P, _P, _I64, _I32], None),
@@ -117,6 +121,7 @@ def open_level(level: int, *, hold_gil: bool = False) -> ctypes.CDLL:
 
     Raises:
         OSError: the file is missing or cannot be loaded.
+        AttributeError: in a checkout, the file was compiled from other headers than those of its `csrc`.
     """
     path = str(NATIVE_FOLDER / _file_of(level))
     library: ctypes.CDLL = ctypes.PyDLL(path) if hold_gil else ctypes.CDLL(path)
@@ -125,6 +130,10 @@ def open_level(level: int, *, hold_gil: bool = False) -> ctypes.CDLL:
         function.argtypes = arguments
         function.restype = result
         setattr(library, name, function)
+    headers = sorted(SOURCE_FOLDER.glob("*.h"))
+    # A struct that has changed would be read at the wrong places.
+    if headers and library.ls_interface() != zlib.crc32(b"".join(map(Path.read_bytes, headers))) & 0x7FFFFFFF:
+        raise AttributeError("its functions take other arguments")
     return library
 
 

@@ -144,3 +144,12 @@ def test_a_library_of_earlier_sources_is_called_old(monkeypatch: pytest.MonkeyPa
     assert found.library is None
     assert "older than this package" in found.reason
     assert "ls_of_tomorrow" in found.reason
+
+
+@needs_library
+def test_a_library_of_other_headers_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lockstep.h").write_text("struct LsSampling { int32_t other; };\n")
+    monkeypatch.setattr(native, "SOURCE_FOLDER", tmp_path)
+    found = native._State()
+    assert found.library is None
+    assert "older than this package" in found.reason
