@@ -120,15 +120,15 @@ class BuildKernels(build_ext):
 
     def _compile(self, cxx: str, level: str, source: str, folder: Path) -> Path | None:
         """The object of a source, made anew if the source, a header or this file is newer; None: it did not compile."""
-        target = folder / f"{Path(source).stem}.o"
+        defines = [f"-DLS_INTERFACE={interface()}"] if Path(source).name == "cpu.cpp" else []
+        # By the interface's number: a header that went away leaves no newer file behind.
+        target = folder / f"{'-'.join([Path(source).stem, *(define.split('=')[1] for define in defines)])}.o"
         newest = max((ROOT / name).stat().st_mtime for name in (source, *HEADERS, "setup.py"))
         if target.exists() and target.stat().st_mtime > newest:
             return target
         folder.mkdir(parents=True, exist_ok=True)
         flags = [*EMULATED_LEVELS[level], "-I", self.simde] if self.simde else LEVELS[level]
-        if Path(source).name == "cpu.cpp":
-            flags = [*flags, f"-DLS_INTERFACE={interface()}"]
-        command = [cxx, *FLAGS, *flags, "-c", source, "-o"]
+        command = [cxx, *FLAGS, *flags, *defines, "-c", source, "-o"]
         return target if self._run(command, target, f"{source} of the {level} kernels did not compile") else None
 
     def _link(self, cxx: str, level: str, objects: list[Path | None], folder: Path) -> None:

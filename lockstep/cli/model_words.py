@@ -51,7 +51,7 @@ def refuse_unfinished(path: Path) -> None:
         if "model" in record.config:
             runs = record.state is RunState.RUNNING
             raise ConfigError(
-                f"{path} has no model yet: its run is {record.state} at step {record.num_steps:,} and has no checkpoint; "
+                f"{path} has no model yet: its run is {record.state} at step {record.num_steps:,} and has written none; "
                 + ("wait for the first" if runs else f"go on with `lockstep train --resume {path}`")
             )
 

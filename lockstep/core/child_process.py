@@ -61,6 +61,9 @@ def settle(memory_bytes: int = 0) -> None:
             import resource
 
             memory_bytes += _address_space()
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            if hard != resource.RLIM_INFINITY:
+                memory_bytes = min(memory_bytes, hard)
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_RDWR)
@@ -87,7 +90,7 @@ class ChildProcess:
 
     def __init__(self, context: Any, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.pipe, theirs = context.Pipe()
-        _limit_waits(self.pipe.fileno())
+        limit_waits(self.pipe.fileno())
         self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
@@ -131,7 +134,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:MAX_DETAIL]}{place}"
 
 
-def _limit_waits(handle: int) -> None:
+def limit_waits(handle: int) -> None:
     """A write to a child that reads no more, and a read of what it does not finish, fail instead of waiting for ever."""
     if os.name == "posix":
         limit = struct.pack("@ll", int(STUCK_S), int(STUCK_S % 1 * 1e6))

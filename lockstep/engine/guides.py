@@ -21,11 +21,13 @@ from typing import Any
 
 from lockstep.core.errors import InputError, ServingError
 from lockstep.tokenize.grammar import GrammarSpec
-from lockstep.tokenize.grammar_host import COPY, END, ERROR, MASKS, READY, START, TAKE
+from lockstep.tokenize.grammar_host import BEGUN, COPY, END, ERROR, GONE, MASKS, READY, START, TAKE
 from lockstep.tokenize.nursery import Host, Hosts
 
 COMPILING = 2
 """Grammars that are compiled at the same time; they take processors from the model."""
+START_S = 60.0
+"""For a process to begin; the first waits for one that reads the vocabulary."""
 GRACE_S = 0.01
 """How long a step waits for answers. An honest grammar's come within a millisecond, on a machine that is not overloaded."""
 Mask = tuple[bytes, bool]
@@ -49,6 +51,8 @@ class Guide:
         self._number = number
         self._taken: list[int] = []
         """Tokens of the text that its process does not know yet."""
+        self._num_untold = 0
+        """Times that it was told of some and has not answered: what it says of masks meanwhile is of an earlier place."""
         self._masks: dict[tuple[int, ...], Mask | None] = {}
         """By the ids that follow the text; None: the grammar forbids them."""
         self._coming: tuple[int, ...] | None = None
@@ -70,6 +74,7 @@ class Guide:
         self.is_finished = known[1] if known is not None else None
         self.is_waiting = True
         self.forced = []
+        self._coming = None
 
     def ask(self, ahead: Sequence[int]) -> None:
         """The masks after `ahead` and each of its beginnings will be wanted."""
@@ -116,22 +121,30 @@ class Guide:
         if self._taken:
             self._grammar.outbox.append((TAKE, self._number, self._taken))
             self._taken = []
+            self._num_untold += 1
 
     def answer(self, word: str, given: Sequence[Any]) -> None:
         """What the process said of this text."""
         if word == ERROR:
             self.fail(InputError(given[0], field=self._grammar.spec.kind))
         elif word == TAKE:
+            self._num_untold -= 1
+            if self._is_behind:
+                return
             self.forced, self.is_finished = given
             self._coming = tuple(self.forced) if not self.is_finished else None
-            self.is_waiting = bool(self._taken)
-        else:
+            self.is_waiting = False
+        elif not self._is_behind:
             ids, masks = given
             self._coming = None
-            if not self._taken:
-                for num in range(len(ids) + 1):
-                    self._masks[ids[:num]] = masks[num] if num < len(masks) else None
-            self.is_waiting = bool(self._taken)
+            for num in range(len(ids) + 1):
+                self._masks[ids[:num]] = masks[num] if num < len(masks) else None
+            self.is_waiting = False
+
+    @property
+    def _is_behind(self) -> bool:
+        """The process has yet to answer for tokens of the text."""
+        return bool(self._taken) or self._num_untold > 0
 
     def hold(self) -> None:
         """What was asked for has not come: leave the text out until it has."""
@@ -155,6 +168,7 @@ class _Grammar:
         self.host: Host | None = None
         self.since: float | None = None
         """When the message was sent that it has not answered; None: it waits for one."""
+        self.has_begun = False
         self.is_slow = False
         """A step has waited for that answer in vain."""
         self._num_texts = 0
@@ -171,10 +185,9 @@ class _Grammar:
 
     def launch(self, hosts: Hosts) -> None:
         try:
-            self.host = hosts.open()
-            self.host.pipe.send(self.spec)
-        except (ServingError, OSError) as error:
-            self.end(InputError(f"the process that runs grammars cannot be had: {error}; try again"))
+            self.host = hosts.open(self.spec)
+        except ServingError as error:
+            self.end(InputError(str(error)))
             return
         self.phase, self.since, self.is_slow = Phase.COMPILES, time.monotonic(), True
 
@@ -198,7 +211,7 @@ class _Grammar:
         self.since, self.is_slow = None, False
         try:
             answer = self.host.pipe.recv()
-        except (EOFError, OSError):
+        except Exception:  # its end, or what a process that was led astray writes
             self._lost()
             return
         if self.phase is Phase.OPEN:
@@ -207,6 +220,10 @@ class _Grammar:
             for word, number, *given in answers:
                 if number in self.texts:
                     self.texts[number].answer(word, given)
+        elif answer == BEGUN:
+            self.since, self.is_slow, self.has_begun = time.monotonic(), True, True
+        elif answer == GONE:
+            self.end(InputError("a process for the grammar cannot be had; try again later"))
         elif answer == READY:
             self.phase = Phase.OPEN
             for guide in self.texts.values():
@@ -227,7 +244,11 @@ class _Grammar:
 
     def overdue(self, timeout_s: float) -> None:
         """Ends it where it has been silent for so long."""
-        if self.since is not None and time.monotonic() - self.since > timeout_s:
+        if self.since is None:
+            return
+        if not self.has_begun and time.monotonic() - self.since > START_S:
+            self.end(InputError(f"the process for the grammar has not begun within {START_S:g} s; try again later"))
+        elif self.has_begun and time.monotonic() - self.since > timeout_s:
             self._end_excess(f"over {timeout_s:g} s; use", ", or let the operator raise grammar_timeout_s")
 
     def _end_excess(self, what: str, else_do: str) -> None:

@@ -201,6 +201,8 @@ class Session:
             self.sink = self.directory.sink(
                 tensorboard=self.config.tensorboard, wandb_project=self.config.wandb_project
             )
+            if self.restores and not self.directory.model_path.is_dir():
+                self._write_model()  # killed between a checkpoint and its model
         self._clock = time.perf_counter()
 
     def advance(self, metrics: Mapping[str, float]) -> None:
@@ -298,7 +300,7 @@ class Session:
         path = None
         if self.directory is not None:
             path = None if self._write is None else self.directory.model_path
-            self.directory.write_passport({"steps": self.step, "scores": _told(self.first, self.last), **passport})
+            self.directory.write_passport({"steps": self.step, "scores": _told(self), **passport})
         self.close()
         return Result(self.step, self._seconds, self.first, self.last, path)
 
@@ -330,13 +332,18 @@ class Session:
         }
         score = self.last.mean if self.last is not None and self.last.step == self.step else None
         self._checkpoints.save(self.step, state, score)
-        self._write_model()
+        try:
+            self._write_model()
+        except ConfigError as error:  # the state is saved, and the older model still stands
+            if not self.running:
+                raise
+            self.event("model", f"the model of step {self.step:,} is not written: {error}")
 
     def _write_model(self) -> None:
-        self._written_step = self.step
         if self.directory is not None and self._write is not None:
-            facts = {"steps": self.step, "train seconds": f"{self._seconds:.1f}", **_told(self.first, self.last)}
+            facts = {"steps": self.step, "train seconds": f"{self._seconds:.1f}", **_told(self)}
             self._write(self.directory.model_path, facts)
+        self._written_step = self.step
 
     def _restore(self) -> None:
         assert self._checkpoints is not None
@@ -350,8 +357,13 @@ class Session:
         self._saved_step = self.step
 
 
-def _told(first: Scores | None, last: Scores | None) -> dict[str, str]:
-    return {name: str(one) for name, one in (("before", first), ("after", last)) if one is not None}
+def _told(session: Session) -> dict[str, str]:
+    """The first and the last scores in words; an older score is not called this model's."""
+    first, last = session.first, session.last
+    told = {} if first is None else {"before": str(first)}
+    if last is not None and (last.step or not session.running):
+        told["after" if last.step == session.step else f"after {last.step:,} steps"] = str(last)
+    return told
 
 
 def _plain(scores: Scores | None) -> dict[str, Any] | None:

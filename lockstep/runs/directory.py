@@ -11,7 +11,7 @@
   tensorboard/    the same metrics as event files
   checkpoints/    training states
   policy/         the policy of the newest checkpoint, and in the end the finished one
-  model/          the finished language model, as a Hugging Face folder
+  model/          the language model of the newest checkpoint, as a Hugging Face folder, and in the end the finished one
   passport.json   config, versions, seeds, digests and scores of a finished language model, in one file
   run.lock        held by the process that writes
 """

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from lockstep.engine.engine import Gate
 from lockstep.server.replies import Refusal
 from lockstep.server.run_folder import Signature, signature
 from lockstep.server.service import LanguageService, State
@@ -32,13 +33,15 @@ async def follow(service: LanguageService, updates: Updates, folder: Path, seen:
         now = signature(folder)
         if now in ((), seen) or service.state is not State.READY:
             continue
+        if await service.engine.call(lambda engine: engine.gate) is Gate.DRAINING:
+            continue  # for somebody's pause or update, which takes no other meanwhile
         try:
             told = await updates.update(Update(path=str(folder)))
         except Refusal as error:
             if error.status == 400 and failed == now:
                 log.error("%s is left alone until it changes again: %s", folder, error)
                 seen = now
-            failed = now
+            failed = now if error.status == 400 else failed
         except Exception:  # the watch must outlive whatever a folder holds
             log.exception("%s could not be taken up", folder)
             seen = now

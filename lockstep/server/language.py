@@ -145,16 +145,19 @@ class LanguageGate:
                 check_key(headers, self._key)
             body = await self._bodies.read(receive, headers)
         except Refusal as error:
-            await send_reply(watched, _envelope(scope["path"])(error))
+            reply = send_reply(watched, _envelope(scope["path"])(error))
         except Disconnected:
             return
         else:
-            await self._app(scope, replay, watched)
-        route = scope.get("route")
-        path = route.path if route is not None else "unknown"
-        if status == 500:
-            log.error("request %s, %s %s, was answered 500", request_id.decode(), scope["method"], scope["path"])
-        self.service.metrics.requests.observe(path, status or 499, time.perf_counter() - started)
+            reply = self._app(scope, replay, watched)
+        try:
+            await reply
+        finally:  # what failed is answered and then raised on, for the HTTP server to log
+            route = scope.get("route")
+            path = route.path if route is not None else "unknown"
+            if status == 500:
+                log.error("request %s, %s %s, was answered 500", request_id.decode(), scope["method"], scope["path"])
+            self.service.metrics.requests.observe(path, status or 499, time.perf_counter() - started)
 
 
 def _request_id(headers: dict[bytes, bytes]) -> bytes:

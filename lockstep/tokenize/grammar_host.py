@@ -3,8 +3,8 @@
     owner                              nursery (once)                     host (one a grammar)
     -----                              --------------                     --------------------
     tokenizer, number of logits  -->   builds what hosts share
-    OPEN number, end of a pipe   -->   forks  ------------------------->  limits itself
-    spec  ------------------------------------------------------------>   compiles: READY, or the error
+    OPEN number, spec, a pipe    -->   forks  ------------------------->  limits itself: BEGUN
+                                                                          compiles: READY, or the error
     list of commands  ------------------------------------------------>   (answers, whether more follow)
     KILL number                  -->   kills it
     closes the control pipe      -->   ends, and all hosts with it
@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 from typing import Any
 
 from lockstep.core.child_process import settle
@@ -41,7 +42,8 @@ from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSp
 
 START, COPY, END, TAKE, MASKS, ERROR = "start", "copy", "end", "take", "masks", "error"
 OPEN, KILL = "open", "kill"
-READY = "ready"
+BEGUN, READY, GONE = "begun", "ready", "gone"
+"""GONE stands for a host that cannot be had."""
 MOST_FORCED = 16
 """Tokens that a grammar leaves no choice about and that are told at a time."""
 REAP_S = 1.0
@@ -58,15 +60,20 @@ class Limits:
     """Processor time for a message."""
 
 
-def serve(pipe: Connection, compile_spec: Callable[[GrammarSpec], GrammarMatcher], ration: Callable[[], None]) -> None:
+def serve(
+    pipe: Connection,
+    spec: GrammarSpec,
+    compile_spec: Callable[[GrammarSpec], GrammarMatcher],
+    ration: Callable[[], None],
+) -> None:
     """A host's life, until its owner closes the pipe.
 
     Args:
         ration: called before each message is worked on.
     """
     with contextlib.suppress(EOFError, OSError):
-        spec = pipe.recv()
         ration()
+        pipe.send(BEGUN)
         try:
             first = compile_spec(spec)
             first.copy().mask()  # what every text would wait for at its first token
@@ -79,7 +86,8 @@ def serve(pipe: Connection, compile_spec: Callable[[GrammarSpec], GrammarMatcher
             commands: Commands = pipe.recv()
             ration()
             answers = [answer for command in commands if (answer := _run(command, first, texts)) is not None]
-            next_masks = [(MASKS, a[1], tuple(a[2])) for a in answers if a[0] == TAKE and not a[3]]
+            taken = [answer for answer in answers if answer[0] == TAKE and answer[1] in texts]
+            next_masks = [(MASKS, text, tuple(forced)) for _, text, forced, is_finished in taken if not is_finished]
             pipe.send((answers, bool(next_masks)))
             if next_masks:
                 pipe.send(([_run(command, first, texts) for command in next_masks], False))
@@ -105,7 +113,9 @@ def _run(command: tuple[Any, ...], first: GrammarMatcher, texts: dict[int, Gramm
 
 def _take(matcher: GrammarMatcher, text: int, ids: list[int]) -> tuple[Any, ...]:
     for index in ids:
-        matcher.advance(index)
+        if not matcher.advance(index):
+            matcher.check()
+            raise InputError(f"the text has left its grammar with token {index}")
     finished = matcher.is_finished
     forced = [] if finished else matcher.forced_tokens()[:MOST_FORCED]
     matcher.check()
@@ -128,7 +138,9 @@ def _masks(matcher: GrammarMatcher, ids: tuple[int, ...]) -> list[tuple[bytes, b
 
 def nurse(control: Connection) -> None:
     """The nursery's life, until its owner closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Who stops the server by signals to all of its processes lets it drain first; the end of the pipe says when it is over.
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)
     children: dict[int, int] = {}
     try:
         tokenizer, num_logits, limits = control.recv()
@@ -136,9 +148,11 @@ def nurse(control: Connection) -> None:
         gc.freeze()
         while True:
             if control.poll(REAP_S):
-                word, number = control.recv()
+                word, number, *spec = control.recv()
                 if word == OPEN:
-                    children[number] = _fork(control, recv_handle(control), compiler, limits)
+                    pid = _fork(control, recv_handle(control), spec[0], compiler, limits)
+                    if pid is not None:
+                        children[number] = pid
                 elif number in children:  # not reaped, so that its process id is nobody else's
                     os.kill(children[number], signal.SIGKILL)
             for number, pid in list(children.items()):
@@ -151,16 +165,23 @@ def nurse(control: Connection) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _fork(control: Connection, handle: int, compiler: GrammarCompiler, limits: Limits) -> int:
-    pid = os.fork()
+def _fork(control: Connection, handle: int, spec: GrammarSpec, compiler: GrammarCompiler, limits: Limits) -> int | None:
+    try:
+        pid = os.fork()
+    except OSError:  # no more processes, or no memory, for now
+        with Connection(handle) as pipe:
+            pipe.send(GONE)
+        return None
     if pid:
         os.close(handle)
         return pid
     try:
         control.close()
         settle(limits.memory_bytes)
+        with contextlib.suppress(OSError):  # where memory runs out, this process goes first
+            Path("/proc/self/oom_score_adj").write_text("1000")
         os.dup2(1, 2)  # what the library prints before it gives up is no news: the owner reads the end of the pipe
-        serve(Connection(handle), compiler.compile, lambda: _limit_cpu(limits.cpu_s))
+        serve(Connection(handle), spec, compiler.compile, lambda: _limit_cpu(limits.cpu_s))
     finally:
         os._exit(0)
 
@@ -170,7 +191,8 @@ def _limit_cpu(seconds: float) -> None:
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+    wish = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (wish if hard == resource.RLIM_INFINITY else min(wish, hard), hard))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from lockstep.core.request import FinishReason, Request, Sample
 from lockstep.core.sampling import GrammarKind, GrammarSpec, SamplingParams
 from lockstep.engine.config import EngineConfig
 from lockstep.engine.engine import IDLE_WAIT_S, Engine, Gate, PauseMode
+from lockstep.engine.guides import Guides
 from lockstep.engine.llm import LLM
 from lockstep.tokenize import grammar
 from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher
-from lockstep.tokenize.grammar_host import serve
+from lockstep.tokenize.grammar_host import BEGUN, GONE, MASKS, READY, START, TAKE, serve
 from lockstep.tokenize.nursery import Host
 from tests.engine.test_llm import make
 
@@ -43,7 +44,7 @@ class ThreadHosts:
         self.num_opened = self.num_closed = 0
         self.ends: list[Connection] = []
 
-    def open(self) -> Host:
+    def open(self, wished: GrammarSpec) -> Host:
         ours, theirs = Pipe()
         self.num_opened += 1
         self.ends.append(theirs)
@@ -59,7 +60,7 @@ class ThreadHosts:
         def ration() -> None:
             assert not is_slow or self.may_answer.wait(30)
 
-        threading.Thread(target=serve, args=(theirs, compile_spec, ration), daemon=True).start()
+        threading.Thread(target=serve, args=(theirs, wished, compile_spec, ration), daemon=True).start()
         return _ThreadHost(ours, self)
 
 
@@ -285,3 +286,57 @@ def test_a_bad_grammar_is_the_request_s_fault(llm: LLM, hosts: ThreadHosts) -> N
         llm.engine = before
     assert caught.value.field == "regex"
     assert engine.num_unfinished == 0
+
+
+class HandHosts:
+    """One process, played by the test at `theirs`."""
+
+    def __init__(self) -> None:
+        self.pipe, self.theirs = Pipe()
+
+    def open(self, _: GrammarSpec) -> Host:
+        return self
+
+    def close(self) -> None:
+        self.pipe.close()
+
+
+def test_masks_that_come_late_are_not_those_of_a_later_place() -> None:
+    hosts = HandHosts()
+    guides = Guides(lambda: hosts, timeout_s=30.0, most=1)
+    guide = guides.open(QUICK, (0,))
+    guides.exchange(0.0)
+    for said in (BEGUN, READY):
+        hosts.theirs.send(said)
+        guides.exchange(1.0, idle=True)
+    assert hosts.theirs.recv() == [(START, 1)]
+    hosts.theirs.send(([], False))
+    guides.exchange(1.0, idle=True)
+    guide.observe(1)
+    guides.exchange(0.0)
+    assert hosts.theirs.recv() == [(TAKE, 1, [1])]
+    hosts.theirs.send(([(TAKE, 1, [2, 3], False)], True))
+    guides.exchange(1.0)
+    assert (guide.is_waiting, guide.forced) == (False, [2, 3])
+    guide.observe(2)  # before the masks of 1 have come
+    hosts.theirs.send(([(MASKS, 1, (2, 3), [(b"1", False), (b"12", False), (b"123", False)])], False))
+    guides.exchange(0.0)
+    assert guide.is_waiting
+    assert not guide.knows(())
+    assert hosts.theirs.recv() == [(TAKE, 1, [2])]
+    hosts.theirs.send(([(TAKE, 1, [3], False)], True))
+    hosts.theirs.send(([(MASKS, 1, (3,), [(b"12", False), (b"123", False)])], False))
+    guides.exchange(1.0)
+    guides.exchange(1.0, masks=True)
+    assert (guide.mask(()), guide.mask((3,)), guide.forced) == (b"12", b"123", [3])
+
+
+def test_a_process_that_cannot_be_had_is_not_the_clients_fault() -> None:
+    hosts = HandHosts()
+    guides = Guides(lambda: hosts, timeout_s=30.0, most=1)
+    guide = guides.open(QUICK, (0,))
+    guides.exchange(0.0)
+    hosts.theirs.send(GONE)
+    guides.exchange(1.0, idle=True)
+    assert guide.error is not None
+    assert (guide.error.field, "cannot be had" in str(guide.error)) == ("", True)

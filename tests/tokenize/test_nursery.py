@@ -12,7 +12,7 @@ import torch
 
 from lockstep.core.errors import ConfigError
 from lockstep.tokenize.grammar import GrammarCompiler, GrammarSpec, allowed
-from lockstep.tokenize.grammar_host import COPY, END, ERROR, MASKS, READY, START, TAKE, Limits
+from lockstep.tokenize.grammar_host import BEGUN, COPY, END, ERROR, MASKS, READY, START, TAKE, Limits
 from lockstep.tokenize.nursery import Nursery
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.vocabulary import CHARACTER_OF_BYTE, Kind
@@ -47,8 +47,8 @@ def nursery(tokenizer: Tokenizer) -> Nursery:
 def test_a_host_says_what_the_matcher_says(tokenizer: Tokenizer, nursery: Nursery) -> None:
     spec = GrammarSpec.regex("[ab]x+ and the rest")
     matcher = GrammarCompiler(tokenizer).compile(spec)
-    host = nursery.open()
-    host.pipe.send(spec)
+    host = nursery.open(spec)
+    assert said(host.pipe) == BEGUN
     assert said(host.pipe) == READY
     a, x, forbidden = (tokenizer.encode(text, add_special=False, parse_special=False)[0] for text in "axq")
     host.pipe.send([(START, 7), (COPY, 8, 7), (MASKS, 7, (a, x, forbidden, a)), (TAKE, 8, [a, x]), (END, 7)])
@@ -72,13 +72,14 @@ def test_hostile_grammars_cost_their_own_process(nursery: Nursery) -> None:
     """Memory, stack, and a text that cannot go on; then an honest grammar, from the same nursery."""
     chain = "start: r0\n" + "\n".join(f'r{i}: "a{i}" r{i + 1} | "b"' for i in range(20000)) + '\nr20000: "z"'
     for spec in (GrammarSpec.regex("a?" * 20000), GrammarSpec.grammar(chain)):
-        host = nursery.open()
-        host.pipe.send(spec)
+        host = nursery.open(spec)
+        assert said(host.pipe) == BEGUN
         with pytest.raises((EOFError, ConnectionError)):
             said(host.pipe)
         host.close()
-    host = nursery.open()
-    host.pipe.send(GrammarSpec.grammar('start: "x" ("y" | ' + " | ".join(f'"a{i}"' for i in range(2100)) + ")"))
+    wide = 'start: "x" ("y" | ' + " | ".join(f'"a{i}"' for i in range(2100)) + ")"
+    host = nursery.open(GrammarSpec.grammar(wide))
+    assert said(host.pipe) == BEGUN
     assert said(host.pipe) == READY
     host.pipe.send([(START, 0), (MASKS, 0, ()), (TAKE, 0, [120])])
     answers, more_follow = said(host.pipe)
@@ -88,8 +89,8 @@ def test_hostile_grammars_cost_their_own_process(nursery: Nursery) -> None:
     assert (word, number) == (ERROR, 0)
     assert "the grammar cannot go on: Parser Error" in message
     host.close()
-    host = nursery.open()
-    host.pipe.send(GrammarSpec.regex("("))
+    host = nursery.open(GrammarSpec.regex("("))
+    assert said(host.pipe) == BEGUN
     assert said(host.pipe).startswith("the regex cannot be used")
 
 
@@ -97,9 +98,9 @@ def test_processes_end_with_their_owner(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="eos"):
         Nursery(tokenizer, 200, Limits())
     nursery = Nursery(tokenizer, tokenizer.vocab_size, Limits())
-    idle, busy = nursery.open(), nursery.open()
-    for host, spec in ((idle, GrammarSpec.json_object()), (busy, GrammarSpec.regex("a?" * 60000))):
-        host.pipe.send(spec)
+    idle, busy = nursery.open(GrammarSpec.json_object()), nursery.open(GrammarSpec.regex("a?" * 60000))
+    for host in (idle, busy):
+        assert said(host.pipe) == BEGUN
     assert said(idle.pipe) == READY
     started = time.monotonic()
     del nursery
