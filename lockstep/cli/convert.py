@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lockstep.cli.model_words import of_run
-from lockstep.cli.store_args import byte_words, stored_path
+from lockstep.cli.store_args import byte_words, stored_path, suggesting
 from lockstep.interop.convert import Conversion, convert
 from lockstep.interop.gguf.source import GGUFSource
 from lockstep.interop.weights import open_weights
@@ -53,7 +53,8 @@ def main(args: Sequence[str]) -> int:
     wish = tyro.cli(ConvertArgs, args=list(args), prog="lockstep convert")
     set_num_threads(wish.num_threads)
     path = stored_path(of_run(wish.model, wish.weights), wish.store)
-    source = open_weights(path, revision=wish.revision)
+    with suggesting(wish.model, wish.store):
+        source = open_weights(path, revision=wish.revision)
     made = convert(
         source,
         wish.out,

@@ -135,9 +135,10 @@ def remove(args: Sequence[str]) -> int:
     if not wish.models:
         raise InputError("no model is named; `lockstep list` shows them", field="models")
     store = opened(wish.store)
-    for name in wish.models:
+    names = dict.fromkeys(wish.models)
+    for name in names:
         store.whole_or_damaged(name)
-    for name in wish.models:
+    for name in names:
         gone = store.remove(name)
         print(f"removed {gone.name}: {byte_words(gone.num_bytes)}")
     return 0

@@ -24,6 +24,7 @@ from lockstep.interop.gguf.writer import check_room
 from lockstep.interop.hf.folder import HFFolder
 from lockstep.interop.hf.save import MORE_TEMPLATES, TOKENIZER_FILES, save_folder
 from lockstep.interop.hf.tokenizer_files import write_tokenizer
+from lockstep.tokenize.gguf_vocabulary import is_phi3
 from lockstep.tokenize.vocabulary import Vocabulary
 
 STORED = "stored"
@@ -101,7 +102,8 @@ def convert(
             f"the model is quantised already ({', '.join(blocks)}): quantising it anew loses twice. Take the model it was made "
             "from, or say that it is meant (--requantise)"
         )
-    wish = _Wish(source, out, format, pure, name, is_exact(format, kinds), check)
+    exact = is_exact(format, kinds) and (is_file or format in (STORED, "f32") or _holds_vectors(source, PLAIN[format]))
+    wish = _Wish(source, out, format, pure, name, exact, check)
     return _to_gguf(wish) if is_file else _to_folder(wish)
 
 
@@ -166,6 +168,12 @@ def is_exact(format: str, kinds: dict[str, int]) -> bool:
     return format in (STORED, "f32") or (format in PLAIN and all(kind == FORMATS[format] for kind in kinds))
 
 
+def _holds_vectors(source: TensorSource, dtype: torch.dtype) -> bool:
+    """Whether norms and biases, which a folder keeps in the one format too, lose nothing in it."""
+    vectors = (source.tensor(name) for name in source.names() if len(source.shape(name)) < 2)
+    return all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in vectors)
+
+
 def _to_gguf(wish: _Wish) -> Conversion:
     source, out = wish.source, wish.out
     notes: list[str] = []
@@ -179,6 +187,8 @@ def _to_gguf(wish: _Wish) -> Conversion:
             notes.append(
                 f"{described} has no tokenizer.json: the file has no vocabulary, so texts cannot be sent to it"
             )
+    else:
+        _check_name(described, wish.name)
     about = {} if isinstance(described, Path) else _about(source)
     with replaced_when_checked(out, ".gguf") as temporary:
         stored = save_gguf(
@@ -203,6 +213,16 @@ def _to_gguf(wish: _Wish) -> Conversion:
         logits=logits,
         notes=notes,
     )
+
+
+def _check_name(described: dict[str, Any], name: str) -> None:
+    """Refuses a name that would change how readers take texts apart."""
+    before, after = is_phi3(described), is_phi3({**described, "general.name": name})
+    if before != after and described.get("tokenizer.ggml.model") == "llama":
+        raise ConfigError(
+            f"the name {name!r} would change ids: that special tokens swallow the spaces after them is told by phi-3 in the "
+            f"model's name alone; give a --name {'with' if before else 'without'} phi-3"
+        )
 
 
 def _about(source: TensorSource) -> dict[str, Any]:
@@ -246,7 +266,12 @@ def _to_folder(wish: _Wish) -> Conversion:
         if not isinstance(described, Path) and alike.tokenizer_of(source) is not None:
             _write_words(temporary, described, source)
         elif alike.tokenizer_of(source) is None:
-            notes.append("the model has no tokenizer: the folder has none either")
+            copied = any((temporary / name).is_file() for name in TOKENIZER_FILES)
+            notes.append(
+                "there is no tokenizer.json, so ids were not compared"
+                if copied
+                else "the model has no tokenizer: the folder has none either"
+            )
         written = HFFolder.open(temporary)
         texts, logits = _compare(wish, written, notes, VocabularyFields({}))
         num_bytes = _stored_bytes(written)
@@ -336,9 +361,11 @@ def _compare(
             first_space=not words.first_space_differs,
         )
     ids = alike.prompt_ids(before, _vocab_size(wish.source))
-    is_unpacked = any(kind not in _DTYPES for kind in _kinds(wish.source)) and isinstance(written, HFFolder)
+    has_blocks = any(kind not in _DTYPES for kind in _kinds(wish.source))
+    is_unpacked = has_blocks and (isinstance(written, HFFolder) or wish.format in PLAIN)
     one: TensorSource = _Unpacked(wish.source) if is_unpacked else wish.source
-    dtype = "fp32" if is_unpacked else "auto"
+    # Half precision is run as such, with rounded activations; what became float32 of it is not.
+    dtype = "fp32" if is_unpacked or wish.format == "f32" else "auto"
     try:
         logits = alike.logits_of(one, ids, dtype)
     except (ConfigError, FormatError) as error:
@@ -354,7 +381,7 @@ def _compare(
 
 
 class _Unpacked:
-    """A source whose blocks are plain numbers, as they are in a folder."""
+    """A source whose blocks are plain numbers, as they are in a folder or a file of f32, f16 or bf16."""
 
     def __init__(self, source: TensorSource) -> None:
         self.config, self.generation_config, self.tokenizer = source.config, source.generation_config, source.tokenizer

@@ -52,8 +52,11 @@ def folder_replaced_when_checked(path: Path, marker: str) -> Iterator[Path]:
     """
     if path.exists() and not (path / marker).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} holds something that no export wrote; give another place")
+    if path.exists() and path.samefile("."):
+        raise ConfigError(f"{path} is the folder you are in, which cannot be replaced; name it from outside")
     temporary, old = path.with_name(f".{path.name}.unchecked"), path.with_name(f".{path.name}.old")
     try:
+        put_back(old, path)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -61,11 +64,21 @@ def folder_replaced_when_checked(path: Path, marker: str) -> Iterator[Path]:
         raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     try:
         yield temporary
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        try:
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
+        finally:
+            put_back(old, path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error}; give another place") from error
     finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(old: Path, path: Path) -> None:
+    """The earlier folder, where a run was stopped after it was moved away and before the new one was there."""
+    if old.exists() and not path.exists():
+        old.replace(path)

@@ -109,7 +109,8 @@ def _named_templates(declared: Any) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
+            return file.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}", field=path.name) from error
 

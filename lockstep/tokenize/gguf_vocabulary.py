@@ -61,14 +61,15 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _is_phi3(metadata: Mapping[str, Any]) -> bool:
+def is_phi3(metadata: Mapping[str, Any]) -> bool:
+    """Whether the file's architecture or name says Phi-3."""
     name = str(metadata.get("general.name", "")).lower()
     return metadata.get("general.architecture") == "phi3" or "phi-3" in name or "phi3" in name
 
 
 def strip_right_ids(metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]) -> frozenset[int]:
     """Special tokens that swallow the whitespace after them: Phi-3's; the file does not say so, its tokenizer.json does."""
-    if not _is_phi3(metadata):
+    if not is_phi3(metadata):
         return frozenset()
     keeps = ("<unk>", "<s>", "<|endoftext|>")
     special = (Kind.CONTROL, Kind.USER_DEFINED)

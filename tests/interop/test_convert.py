@@ -17,8 +17,10 @@ from lockstep.interop import alike, convert
 from lockstep.interop.gguf import GGUFSource, save_gguf
 from lockstep.interop.gguf.mixtures import Mixture, fitting
 from lockstep.interop.hf import HFFolder
+from lockstep.interop.hf.save import save_folder
 from lockstep.interop.weights import open_weights
 from lockstep.tokenize.tokenizer import Tokenizer
+from lockstep.tokenize.vocabulary import Kind
 from tests.server.language.tiny import write_model
 
 
@@ -111,6 +113,59 @@ def test_wrong_wishes_lose_nothing(
 
 
 @pytest.mark.parametrize("out", ["x.gguf", "x"])
+@pytest.mark.parametrize("format", ["bf16", "q8_0", "q4_0"])
+def test_float32_of_smaller_numbers_is_the_same_model(format: str, out: str, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / ("small" if format == "bf16" else "small.gguf")
+    convert.convert(open_weights(folder), small, format=format, check=False)
+    made = convert.convert(open_weights(small), tmp_path / out, format="f32")
+    assert made.logits is not None
+    assert made.logits.largest < alike.SAME
+    assert list(made.kinds) in (["F32"], ["float32"])
+
+
+def test_norms_that_a_folder_of_halves_rounds(folder: Path, tmp_path: Path) -> None:
+    source = open_weights(folder)
+    draw = torch.Generator().manual_seed(0)
+    tensors = {name: source.tensor(name) for name in source.names()}
+    tensors = {name: x if x.dim() > 1 else x + torch.rand(x.shape, generator=draw) for name, x in tensors.items()}
+    save_folder(tmp_path / "noisy", source.config(), tensors, tokenizer_from=folder)
+    # Matrices of float16, norms of float32: the usual layout of a file.
+    convert.convert(open_weights(tmp_path / "noisy"), tmp_path / "half.gguf", format="f16", check=False)
+    made = convert.convert(open_weights(tmp_path / "half.gguf"), tmp_path / "half", format="f16")
+    assert made.kinds == {"float16": 21}
+    assert made.logits is not None
+    assert made.logits.largest > alike.SAME
+
+
+def test_line_ends_of_a_chat_template_stay(folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(folder, tmp_path / "source")
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": "a\r\nb"}))
+    convert.convert(open_weights(source), tmp_path / "x.gguf", check=False)
+    assert convert.convert(open_weights(tmp_path / "x.gguf"), tmp_path / "back").num_texts
+    assert Tokenizer.from_folder(tmp_path / "back").chat_templates == {"default": "a\r\nb"}
+
+
+def test_a_name_that_changes_ids_is_refused(folder: Path, tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "<|user|>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += list("abcdefghijkl")
+    kinds = [Kind.UNKNOWN, *[Kind.CONTROL] * 3, *[Kind.BYTE] * 256, *[Kind.NORMAL] * 12]
+    words = {"model": "llama", "tokens": tokens, "token_type": list(map(int, kinds)), "scores": [0.0] * 272}
+    fields = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    save_gguf(tmp_path / "a.gguf", open_weights(folder), tokenizer=fields, name="Phi-3 mini")
+    with pytest.raises(ConfigError, match=r"would change ids.* with phi-3"):
+        convert.convert(open_weights(tmp_path / "a.gguf"), tmp_path / "b.gguf", name="other")
+    assert convert.convert(open_weights(tmp_path / "a.gguf"), tmp_path / "b.gguf", name="my phi-3").num_texts
+
+
+def test_the_folder_one_is_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (Path(), tmp_path):
+        with pytest.raises(ConfigError, match="the folder you are in"):
+            convert.convert(open_weights(folder), name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["x.gguf", "x"])
 def test_what_differs_is_never_there(out: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that changed, ids that changed and a disk that is full; an earlier output stays."""
     convert.convert(open_weights(folder), tmp_path / out, check=False)
@@ -150,6 +205,10 @@ def test_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
     made = convert.convert(open_weights(bare), tmp_path / "x.gguf")
     assert made.num_texts is None
     assert "no tokenizer.json" in made.notes[0]
+    (bare / "tokenizer.model").write_bytes(b"words")
+    copied = convert.convert(open_weights(bare), tmp_path / "copied")
+    assert copied.notes == ["there is no tokenizer.json, so ids were not compared"]
+    assert (tmp_path / "copied" / "tokenizer.model").read_bytes() == b"words"
     again = convert.convert(open_weights(tmp_path / "x.gguf"), tmp_path / "back")
     assert again.logits is not None
     assert "no tokenizer" in again.notes[0]

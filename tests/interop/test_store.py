@@ -115,11 +115,13 @@ def test_a_local_model_by_its_name(folder: Path, tmp_path: Path, monkeypatch: py
     assert capsys.readouterr().out == by_name
     assert main(["rm", "tinny"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
+    assert main(["convert", "tinny", str(tmp_path / "x.gguf")]) == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err
     assert main(["rm", "org/tiny:q4", "tinny"]) == 2
     assert main(["rm"]) == 2
     assert [model.name for model in ModelStore(tmp_path / "store").models()] == ["org/tiny:q4", "tiny"]
     assert main(["pull", str(folder), "--name", "other"]) == 0
-    assert main(["rm", "tiny", "other"]) == 0
+    assert main(["rm", "tiny", "other", "tiny"]) == 0
     assert [model.name for model in ModelStore(tmp_path / "store").models()] == ["org/tiny:q4"]
     assert stored_path("tiny") == "tiny"
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["org--tiny++q4"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lockstep.core.batch import ForwardBatch
-from lockstep.core.errors import FormatError, InputError
+from lockstep.core.errors import ConfigError, FormatError, InputError
 from lockstep.interop.hf.peft import load_adapter, save_adapter
 from lockstep.models.adapter import LoraConfig, new_adapter
 
@@ -84,12 +85,21 @@ def test_an_adapter_of_peft(kind: str, pair_of: Callable[..., Any], tmp_path: Pa
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
-def test_bad_folders_are_named(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+def full_disk(*args: object, **options: object) -> None:
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_bad_folders_are_named(pair_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pair_of("Qwen2").ours()
     good = tmp_path / "good"
     save_adapter(new_adapter(model, LoraConfig(rank=2)), good)
     save_adapter(new_adapter(model, LoraConfig(rank=3)), good)
     assert {pair.rank for pair in load_adapter(model, good)} == {3}
+    adapter = new_adapter(model, LoraConfig(rank=2))
+    with monkeypatch.context() as patch:
+        patch.setattr("lockstep.interop.hf.peft.save_file", full_disk)
+        with pytest.raises(ConfigError, match="No space left"):
+            save_adapter(adapter, good)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
     config = json.loads((good / "adapter_config.json").read_text())
     tensors = load_file(good / "adapter_model.safetensors")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lockstep.core.errors import ConfigError, FormatError, InputError, unknown_name
+from lockstep.interop.files import put_back
 from lockstep.interop.hf.json_file import read_object
 from lockstep.layers.low_rank import Adapter, LowRank, name_matrices
 from lockstep.models.adapter import adapter_slots
@@ -107,9 +108,12 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, base: str = "", dtype:
             save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
             if folder.exists():
                 folder.rename(old)
-            new.rename(folder)
+            try:
+                new.rename(folder)
+            finally:
+                put_back(old, folder)
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a disk that is full is told by the latter
         raise ConfigError(f"cannot write {folder}: {error}") from error
 
 

@@ -67,7 +67,7 @@ def write_tokenizer(folder: Path, metadata: Mapping[str, Any], *, max_context: i
                 raise ConfigError(f"the chat template {name!r} has a name that cannot be a file's")
             path = folder / "additional_chat_templates" / f"{name}.jinja"
             path.parent.mkdir(exist_ok=True)
-        path.write_text(source, "utf-8")
+        path.write_text(source, "utf-8", newline="")
     return vocabulary
 
 

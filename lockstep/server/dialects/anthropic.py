@@ -217,9 +217,9 @@ def _turn(message: Fields) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block in message.objects("content"):
-        source = block.section("source") if block.values.get("type") == "document" else None
-        if source is not None and source.values.get("type") == "text":
-            texts.append(source.needed_text("data"))
+        document = _document(block)
+        if document is not None:
+            texts.append(document)
             continue
         refuse_other_media(block)
         kind = block.one_of("type", ("text", "tool_use", "tool_result", "thinking", "redacted_thinking"))
@@ -241,15 +241,26 @@ def _turn(message: Fields) -> list[dict[str, Any]]:
 
 
 def _texts(fields: Fields, name: str) -> list[str]:
-    """A string, or blocks of text."""
+    """A string, or blocks of text, documents of text too."""
     value = fields.values.get(name)
     if isinstance(value, str):
         return [value]
+    texts = []
     for block in fields.objects(name):
-        refuse_other_media(block)
-        if block.one_of("type", ("text",), None) is None:
-            raise block.wrong("type", "'text'")
-    return [block.needed_text("text") for block in fields.objects(name)]
+        text = _document(block)
+        if text is None:
+            refuse_other_media(block)
+            if block.one_of("type", ("text",), None) is None:
+                raise block.wrong("type", "'text'")
+            text = block.needed_text("text")
+        texts.append(text)
+    return texts
+
+
+def _document(block: Fields) -> str | None:
+    """What a document of text says; None of other blocks."""
+    source = block.section("source") if block.values.get("type") == "document" else None
+    return source.needed_text("data") if source is not None and source.values.get("type") == "text" else None
 
 
 def _stop(choice: Choice) -> tuple[str, str | None]:

@@ -159,6 +159,11 @@ def test_what_is_not_served_is_said_and_requests_have_ids(client: Any, http: htt
     told = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "hello the world"}}
     reply = client.messages.create(**wishes(messages=[{"role": "user", "content": [told]}]))
     assert reply.content[0].text == client.messages.create(**wishes()).content[0].text
+    replies = [
+        client.messages.create(**wishes(messages=[{"role": "user", "content": [{**result, "content": [part]}]}]))
+        for part in (told, {"type": "text", "text": "hello the world"})
+    ]
+    assert replies[0].content[0].text == replies[1].content[0].text
     with pytest.raises(anthropic().BadRequestError, match=r"thinking\.type"):
         client.messages.create(**wishes(extra_body={"thinking": {"type": "some"}}))
     assert client.messages.create(**wishes())._request_id
