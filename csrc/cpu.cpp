@@ -27,6 +27,9 @@ int32_t ls_built_level() {
 #endif
 }
 
+#ifndef LS_INTERFACE
+#define LS_INTERFACE 0  // whoever compiles otherwise than by setup.py
+#endif
 int32_t ls_interface() { return LS_INTERFACE; }
 
 void ls_set_num_threads(int32_t num_threads) { pool_set_threads(num_threads); }

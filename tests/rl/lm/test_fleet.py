@@ -180,7 +180,7 @@ def test_a_worker_that_cannot_start_or_serve_says_why(
     with closing(Fleet(made, replace(LIMITS, workers=1))) as fleet:
         publish(fleet, made)
         fleet.add(Request(id="long", prompt=(1,) * 500, params=SamplingParams(seed=1)))
-        with pytest.raises(InputError, match="a prompt of 500 tokens"):
+        with pytest.raises(InputError, match="prompt is too long: 500 tokens"):
             until_raised(fleet)
     monkeypatch.setattr(worker, "build_model", lambda *_, **__: 1 / 0)
     with (
