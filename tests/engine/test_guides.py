@@ -172,7 +172,7 @@ def test_the_only_sequence_waits_without_spinning(llm: LLM, hosts: ThreadHosts) 
     engine = engine_of(llm, hosts)
     engine.add(ask("slow", SLOW))
     started, used = time.monotonic(), time.process_time()
-    for _ in range(3):
+    for _ in range(4):  # one of them may end when the process says that it has begun
         assert engine.has_work
         assert engine.step() == []
     assert time.monotonic() - started > 2.9 * IDLE_WAIT_S
