@@ -200,19 +200,8 @@ def _to_gguf(wish: _Wish) -> Conversion:
             name=wish.name,
             about=about,
         )
-        written = GGUFSource.open(temporary)
-        texts, logits = _compare(wish, written, notes, words or VocabularyFields({}))
-        num_bytes = _stored_bytes(written)
-        del written
-    return Conversion(
-        path=out,
-        num_bytes=_stored_bytes(source),
-        num_bytes_written=num_bytes,
-        kinds=dict(Counter(stored.values()).most_common()),
-        num_texts=texts,
-        logits=logits,
-        notes=notes,
-    )
+        kinds = Counter(stored.values())
+        return _checked(wish, GGUFSource.open(temporary), kinds, notes, words or VocabularyFields({}))
 
 
 def _check_name(described: dict[str, Any], name: str) -> None:
@@ -272,14 +261,18 @@ def _to_folder(wish: _Wish) -> Conversion:
                 if copied
                 else "the model has no tokenizer: the folder has none either"
             )
-        written = HFFolder.open(temporary)
-        texts, logits = _compare(wish, written, notes, VocabularyFields({}))
-        num_bytes = _stored_bytes(written)
-        del written
+        return _checked(wish, HFFolder.open(temporary), kinds, notes, VocabularyFields({}))
+
+
+def _checked(
+    wish: _Wish, written: TensorSource, kinds: Counter[str], notes: list[str], words: VocabularyFields
+) -> Conversion:
+    """What is told of a model that was written, once it has been compared with its source."""
+    texts, logits = _compare(wish, written, notes, words)
     return Conversion(
-        path=out,
-        num_bytes=_stored_bytes(source),
-        num_bytes_written=num_bytes,
+        path=wish.out,
+        num_bytes=_stored_bytes(wish.source),
+        num_bytes_written=_stored_bytes(written),
         kinds=dict(kinds.most_common()),
         num_texts=texts,
         logits=logits,
