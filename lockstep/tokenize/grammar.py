@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from lockstep.core.errors import ConfigError, InputError, MissingExtraError, unknown_name
 from lockstep.core.extras import require
 from lockstep.tokenize.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    import torch
 
 # A model that is allowed any amount of blank space between two JSON signs may fill its whole budget with it.
 _JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
@@ -268,25 +265,6 @@ class GrammarMatcher:
         self.check()
         return row_W
 
-    def fill_mask(self, out: torch.Tensor) -> None:
-        """Write which ids may come next.
-
-        Args:
-            out: CPU tensor, contiguous: int32 [W] as `mask`, or bool [V]. Set bits are allowed ids.
-
-        Raises:
-            InputError: a tensor of another shape or dtype, or as `mask`.
-        """
-        wanted = {"torch.int32": self.num_words, "torch.bool": self._num_logits}.get(str(out.dtype))
-        if wanted is None or out.shape != (wanted,) or not out.is_contiguous() or out.device.type != "cpu":
-            raise InputError(
-                f"mask of {out.dtype} {tuple(out.shape)}; expected contiguous CPU int32 [{self.num_words}] or bool "
-                f"[{self._num_logits}]",
-                field="out",
-            )
-        row_W = self.mask()
-        out.numpy()[:] = row_W if str(out.dtype) == "torch.int32" else allowed(row_W, self._num_logits)
-
     def advance(self, index: int) -> bool:
         """Take an id that was generated. False, and nothing changes, if the grammar does not allow it here."""
         if not 0 <= index < self._num_logits:
@@ -298,12 +276,6 @@ class GrammarMatcher:
             taken: int = self._matcher.try_consume_tokens([index])
         self._num_tokens += taken
         return taken == 1
-
-    def accepted(self, ids: Sequence[int]) -> int:
-        """How many of these ids, from the first on, the grammar would take; for checking drafts."""
-        with self._timed():
-            taken: int = self._matcher.validate_tokens(list(ids))
-        return taken
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last ids."""

@@ -6,10 +6,11 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from lockstep.core.errors import ConfigError, InputError
+from lockstep.tokenize import grammar
 from lockstep.tokenize.grammar import GrammarCompiler, GrammarMatcher, GrammarSpec
 from lockstep.tokenize.tokenizer import Tokenizer
 from lockstep.tokenize.vocabulary import CHARACTER_OF_BYTE, Kind
@@ -46,9 +47,7 @@ def compiler() -> GrammarCompiler:
 
 
 def allowed(matcher: GrammarMatcher) -> list[int]:
-    row = torch.zeros(NUM_LOGITS, dtype=torch.bool)
-    matcher.fill_mask(row)
-    return row.nonzero().flatten().tolist()
+    return grammar.allowed(matcher.mask(), NUM_LOGITS).nonzero()[0].tolist()
 
 
 def random_text(compiler: GrammarCompiler, spec: GrammarSpec, seed: int, limit: int = 400) -> str | None:
@@ -110,7 +109,6 @@ def test_refused_ids_change_nothing(compiler: GrammarCompiler) -> None:
     for index in (ord("a"), EOS, 256, NUM_LOGITS - 1, NUM_LOGITS, -1):
         assert not matcher.advance(index)
     assert allowed(matcher) == before == [ord("b")]
-    assert matcher.accepted([ord("b"), ord("b"), ord("a")]) == 2
     assert not matcher.is_accepting
     assert matcher.advance(ord("b"))
     assert matcher.is_accepting
@@ -129,15 +127,11 @@ def test_copies_rollback_and_reset_are_independent(compiler: GrammarCompiler) ->
     assert allowed(compiler.compile(GrammarSpec.regex("abc"))) == [ord("a")]
 
 
-def test_int32_and_bool_masks_agree(compiler: GrammarCompiler) -> None:
+def test_words_of_a_mask_hold_the_ids_from_the_lowest_bit_on(compiler: GrammarCompiler) -> None:
     matcher = compiler.compile(GrammarSpec.json_schema(SCHEMA))
-    words = torch.full((10,), -1, dtype=torch.int32)
-    matcher.fill_mask(words)
-    from_words = [i for i in range(NUM_LOGITS) if words[i // 32].item() >> (i % 32) & 1]
-    assert from_words == allowed(matcher)
-    for wrong in (torch.zeros(9, dtype=torch.int32), torch.zeros(NUM_LOGITS), torch.zeros(600, dtype=torch.bool)[::2]):
-        with pytest.raises(InputError, match="expected contiguous"):
-            matcher.fill_mask(wrong)
+    words = matcher.mask()
+    assert (words.dtype, words.shape) == (np.int32, (10,))
+    assert [i for i in range(NUM_LOGITS) if int(words[i // 32]) >> (i % 32) & 1] == allowed(matcher)
 
 
 def test_forced_tokens_are_the_only_way(compiler: GrammarCompiler) -> None:
@@ -162,10 +156,8 @@ def test_forced_tokens_of_real_vocabularies_spell_the_text(name: str) -> None:
         for index in ids:
             assert matcher.advance(index)
             text += tokenizer.token_bytes(index)
-    row = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
     while not matcher.is_accepting:
-        matcher.fill_mask(row)
-        index = int(row.nonzero()[0])
+        index = int(grammar.allowed(matcher.mask(), tokenizer.vocab_size).nonzero()[0][0])
         assert matcher.advance(index)
         text += tokenizer.token_bytes(index)
     assert text == b"The answer is 42."
@@ -198,7 +190,7 @@ def test_what_the_library_knows_of_its_state_is_no_part_of_the_message() -> None
         unsafe_compute_mask_ptr=lambda address, size: None, is_error=lambda: True, get_error=lambda: error
     )
     with pytest.raises(InputError, match=r"too many expressions$"):
-        GrammarMatcher(library, 64, frozenset()).fill_mask(torch.zeros(2, dtype=torch.int32))
+        GrammarMatcher(library, 64, frozenset()).mask()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -230,7 +222,6 @@ def test_a_grammar_whose_masks_take_too_long_ends_its_text(monkeypatch: pytest.M
     seconds = iter((0.0, 1.5, 2.0, 3.0))
     matcher = GrammarCompiler(load("gpt-2")).compile(GrammarSpec.regex("a{5}"))
     monkeypatch.setattr("lockstep.tokenize.grammar.time.thread_time", lambda: next(seconds))
-    mask = torch.empty((matcher._num_logits + 31) // 32, dtype=torch.int32)
-    matcher.fill_mask(mask)
+    matcher.mask()
     with pytest.raises(InputError, match=r"took 2\.5 s where 2 are allowed"):
-        matcher.fill_mask(mask)
+        matcher.mask()
